@@ -1,0 +1,14 @@
+"""One verb per file: a frozen ``Args`` whose fields are the flags, and ``main(args)``.
+
+A verb's module loads quickly (no torch at the top), so that ``pocket --help`` does. Errors of the user are
+ValueError (exit code 2), trouble with the machine OSError or RuntimeError (exit code 1): one line each.
+
+    main.py        The command line: verbs, and errors as one line.
+    generate.py    pocket generate: prompts -> PNG files that carry their settings.
+    train.py       pocket train: run a recipe, by name or from a file.
+    cache.py       pocket cache: a folder of pictures -> latents and captions in shards.
+    evaluate.py    pocket eval: a pipeline on SceneEval, and its Frechet distance to the world.
+    bench.py       pocket bench: parameters, multiply-accumulates, latency and memory of a pipeline's parts.
+    info.py        pocket info: what is in a saved pipeline or network.
+    demo.py        pocket demo: sample, train, score and time, in a report to look at.
+"""

@@ -1,0 +1,93 @@
+"""pocket bench: parameters, multiply-accumulates, latency and memory of a pipeline's parts.
+
+    pocket bench --model scenes --threads 1 2
+
+Latencies are medians of one run on this machine: compare them with each other, not with another machine's.
+A denoising step is one call of the denoiser; with guidance a step of the sampler makes it at twice the batch.
+Peak memory is that of fp32, whatever --dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..device import choose, precision
+
+
+@dataclass(frozen=True)
+class Args:
+    model: str = "scenes"
+    """A shipped pipeline's name or a folder."""
+    batch: int = 1
+    threads: tuple[int, ...] = (1,)
+    """Numbers of CPU threads to measure with."""
+    runs: int = 20
+    device: str = "auto"
+    dtype: str = "fp32"
+    """fp32, bf16 or fp16 (autocast)."""
+    memory: bool = True
+    """Measure peak memory as well (a fresh process per part on the CPU)."""
+    markdown: bool = False
+    out: Path | None = None
+    """Also write the rows to this JSON file."""
+
+
+def parts(pipe: Any, batch: int) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Name -> (module, inputs) of the three programs that a device would run."""
+    from ..pipeline import Decoder
+
+    device = pipe.device
+    x, t, cond = pipe.transformer.example(batch, device)
+    return {
+        "text encoder": (pipe.text_encoder, pipe.text_encoder.example(batch, device)),
+        "denoising step": (pipe.transformer, (x, t, cond)),
+        "decoder": (Decoder(pipe.vae), (x,)),
+    }
+
+
+def rows(pipe: Any, args: Args) -> list[dict[str, Any]]:
+    import torch
+
+    from ..bench.cost import cost
+    from ..bench.latency import latency
+    from ..bench.memory import peak
+    from ..bench.table import short
+
+    dtype = precision(args.dtype)
+    out = []
+    for name, (module, inputs) in parts(pipe, args.batch).items():
+        found = cost(module, inputs)
+        row: dict[str, Any] = {
+            "part": name,
+            "parameters": short(found.parameters),
+            "MACs": short(found.macs),
+        }
+        for n in args.threads:
+            with torch.no_grad(), torch.autocast(pipe.device.type, dtype, enabled=dtype != torch.float32):
+                timed = latency(module, inputs, args.runs, threads=n)
+            row[f"ms ({n} thr)"] = timed.median
+            row[f"p10-p90 ({n} thr)"] = f"{timed.p10:.3g}-{timed.p90:.3g}" + (
+                " contended" if timed.contended else ""
+            )
+        if args.memory and pipe.device.type in ("cpu", "cuda"):
+            row["peak"] = short(peak(module, inputs).peak, "B")
+        out.append(row)
+    return out
+
+
+def main(args: Args) -> None:
+    if args.batch < 1 or any(n < 1 for n in args.threads):
+        raise ValueError("--batch and --threads: expected 1 or more")
+    import json
+
+    from ..bench.table import markdown, text
+    from ..pipeline import Pipeline
+
+    pipe = Pipeline.from_pretrained(args.model).to(choose(args.device))
+    found = rows(pipe, args)
+    print((markdown if args.markdown else text)(found))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(found, indent=2) + "\n")

@@ -1,0 +1,143 @@
+"""pocket demo: sample, train, score and time, in a report to look at.
+
+    pocket demo --out out/demo
+
+About four minutes on two cores. Writes report.html and PNG files.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..eval.report import Report
+    from ..pipeline import Pipeline
+
+PROMPTS = (
+    "a red circle",
+    "two green stars",
+    "three black rings",
+    "a striped blue square",
+    "a yellow diamond and a purple cross",
+    "a red square to the left of a cyan circle",
+    "a pink heart above a brown ring",
+    "three red circles and a blue square",
+)
+
+EACH = 3  # pictures per prompt
+
+
+@dataclass(frozen=True)
+class Args:
+    out: Path = Path("out/demo")
+    model: str = "scenes"
+    train_steps: int = 600
+    """Steps of the small model that is trained live."""
+    prompts: int = 6
+    """SceneEval prompts per category (of 60), two pictures each."""
+    threads: int = 2
+
+
+@dataclass
+class Demo:
+    """What the sections share."""
+
+    args: Args
+    pipe: Pipeline
+    report: Report
+
+
+def generate(demo: Demo) -> None:
+    """Pictures of the shipped pipeline."""
+    from ..eval.report import grid
+
+    every = [p for p in PROMPTS for _ in range(EACH)]
+    started = time.perf_counter()
+    pictures = demo.pipe(PROMPTS, num_images=EACH)
+    seconds = (time.perf_counter() - started) / len(pictures)
+    grid(pictures, every, columns=2 * EACH).save(demo.args.out / "shipped.png")
+    demo.report.heading("From prompt to picture")
+    schedule = demo.pipe.schedule
+    demo.report.text(
+        f"The shipped pipeline: {schedule.steps} steps, guidance {schedule.guidance}, seed 0, "
+        f"{seconds:.2f} s per picture here."
+    )
+    demo.report.grid(pictures, every)
+
+
+def train(demo: Demo) -> None:
+    """The recipe `live`: a small denoiser from scratch, on the shipped autoencoder's latents."""
+    import torch
+
+    from ..eval.plots import lines
+    from ..eval.report import grid
+    from ..recipes.live import PROMPTS, Args, live
+
+    args = Args(model=demo.args.model, steps=demo.args.train_steps)
+    seen = live(demo.pipe, args)
+    demo.report.heading("Training, live")
+    demo.report.text(
+        f"A denoiser and text encoder of {seen.parameters / 1e6:.2f} M parameters from random weights: "
+        f"{args.steps} steps of {args.batch} pictures in {seen.seconds:.0f} s. Rows: after one, two and "
+        "three thirds. The shipped model is thirty times larger and has seen many more pictures."
+    )
+    width = max(1, args.steps // 60)
+    starts = range(0, len(seen.losses) - width + 1, width)
+    smooth = [(i, sum(seen.losses[i : i + width]) / width) for i in starts]
+    demo.report.plot(lines({"flow matching loss": smooth}, "step", "loss"))
+    pictures, captions = torch.cat(seen.pictures), PROMPTS * len(seen.pictures)
+    demo.report.grid(pictures, captions)
+    grid(pictures, captions, columns=len(PROMPTS)).save(demo.args.out / "live.png")
+
+
+def score(demo: Demo) -> None:
+    """A part of SceneEval, judged by a detector that sees pixels only."""
+    from . import evaluate
+
+    args = evaluate.Args(demo.args.model, per_prompt=2, prompts=demo.args.prompts)
+    result, _ = evaluate.scene_eval(demo.pipe, args)
+    rows = [
+        {"category": c, "score": round(s, 2), "95 % interval": "{:.2f} - {:.2f}".format(*result.intervals[c])}
+        for c, s in result.scores.items()
+    ]
+    demo.report.heading("Scored").table([*rows, {"category": "overall", "score": round(result.overall, 2)}])
+    demo.report.text(f"{result.pictures} pictures only; the full evaluation is in docs/results.md.")
+    print(result.table())
+
+
+def measure(demo: Demo) -> None:
+    """Parameters, multiply-accumulates, latency and memory of the three parts."""
+    from ..bench.table import text
+    from . import bench
+
+    rows = bench.rows(
+        demo.pipe, bench.Args(demo.args.model, threads=tuple(sorted({1, demo.args.threads})), runs=10)
+    )
+    demo.report.heading("Timed").table(rows)
+    demo.report.text("Milliseconds on this machine, at this moment: compare them with each other only.")
+    print(text(rows))
+
+
+SECTIONS = (generate, train, score, measure)
+
+
+def main(args: Args) -> None:
+    import torch
+
+    from ..eval.report import Report
+    from ..pipeline import Pipeline
+
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    demo = Demo(args, Pipeline.from_pretrained(args.model), Report("pocketdiffusion demo"))
+    for section in SECTIONS:
+        started = time.perf_counter()
+        print(f"== {section.__name__}")
+        section(demo)
+        # what is done stays, should a later section fail
+        page = demo.report.save(args.out / "report.html")
+        print(f"   {time.perf_counter() - started:.0f} s")
+    print(page)

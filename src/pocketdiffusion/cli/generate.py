@@ -1,0 +1,160 @@
+"""pocket generate: prompts -> PNG files that carry their settings.
+
+    pocket generate "three red circles and a blue square" -o out.png
+    pocket generate --prompts prompts.txt --num-images 4 --grid -o grid.png
+
+PNGs carry prompt, seed, steps, guidance and model as text.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from ..device import choose, precision
+from ..disk import renamed
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Args:
+    prompt: Annotated[str | None, tyro.conf.Positional] = None
+    """What to draw (or use --prompts)."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("out.png")
+    """A PNG file; with several pictures -0001, -0002 ... are added, or a folder."""
+    prompts: Path | None = None
+    """A text file with one prompt per line, in place of the prompt."""
+    negative: str = ""
+    """What to stay away from (guidance)."""
+    steps: int | None = None
+    """Denoising steps; default: what the model was saved with."""
+    guidance: float | None = None
+    """Classifier-free guidance scale; 1 is off."""
+    seed: int = 0
+    num_images: int = 1
+    """Pictures per prompt."""
+    size: int | None = None
+    """Pixels per side."""
+    grid: bool = False
+    """Put all pictures into one file, a row per prompt."""
+    scale: int = 1
+    """Enlarge by this whole factor, without smoothing."""
+    model: str = "scenes"
+    """A shipped pipeline's name or a folder."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    dtype: str = "fp32"
+    """fp32, bf16 or fp16 (compute)."""
+
+
+def slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48] or "empty"
+
+
+def targets(out: Path, prompts: list[str], each: int, seed: int) -> list[Path]:
+    """One file per picture."""
+    if not out.suffix:
+        return [
+            out / f"{slug(p)}-{seed}-{i:04d}.png"
+            for i, p in enumerate(p for p in prompts for _ in range(each))
+        ]
+    total = len(prompts) * each
+    return [out] if total == 1 else [out.with_stem(f"{out.stem}-{i + 1:04d}") for i in range(total)]
+
+
+def write(picture: Image.Image, path: Path, settings: dict[str, Any]) -> None:
+    """A PNG with ``settings`` as text, written whole or not at all."""
+    from PIL import PngImagePlugin
+
+    meta = PngImagePlugin.PngInfo()
+    for key, value in settings.items():
+        meta.add_itxt(key, str(value))
+    with renamed(path) as temporary:
+        picture.save(temporary, "PNG", pnginfo=meta)
+
+
+def check(args: Args) -> list[str]:
+    """The prompts; everything that can be refused before the model is loaded."""
+    from ..data.files import read_prompts
+
+    if (args.prompt is None) == (args.prompts is None):
+        raise ValueError('give a prompt ("two green stars") or --prompts FILE, one of them')
+    if args.steps is not None and args.steps < 1:
+        raise ValueError(f"--steps {args.steps}: expected 1 or more")
+    if args.num_images < 1:
+        raise ValueError(f"--num-images {args.num_images}: expected 1 or more")
+    if args.scale < 1:
+        raise ValueError(f"--scale {args.scale}: expected 1 or more")
+    if args.out.suffix.lower() not in ("", ".png"):
+        raise ValueError(f"-o {args.out}: expected NAME.png, or a folder without a suffix")
+    if args.grid and not args.out.suffix:
+        raise ValueError(f"--grid writes one file: give -o NAME.png, not {args.out}")
+    folder = args.out.parent if args.out.suffix else args.out
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(13, "no permission to write", str(folder))
+    return read_prompts(args.prompts) if args.prompts else [args.prompt or ""]
+
+
+def main(args: Args) -> None:
+    prompts = check(args)
+    from tqdm import tqdm
+
+    from ..pipeline import Pipeline
+
+    pipe = Pipeline.from_pretrained(args.model).to(choose(args.device), precision(args.dtype))
+    schedule = pipe.settings(args.steps, args.guidance)
+    every = [p for p in prompts for _ in range(args.num_images)]
+    pictures: list[Image.Image] = []
+    batch = 16
+    total = -(-len(every) // batch) * (len(schedule.levels()) - 1)
+    with tqdm(total=total, desc="steps", delay=2, disable=None) as bar:
+        pictures = pipe(
+            prompts,
+            args.negative,
+            args.steps,
+            args.guidance,
+            args.seed,
+            size=args.size,
+            num_images=args.num_images,
+            batch=batch,
+            callback=lambda step: bar.update(),
+        )
+    if args.scale > 1:
+        pictures = [p.resize((p.width * args.scale, p.height * args.scale), 0) for p in pictures]
+    settings = {
+        "negative": args.negative,
+        "seed": args.seed,
+        "steps": len(schedule.levels()) - 1,
+        "guidance": schedule.guidance,
+        "model": args.model,
+        "software": "pocketdiffusion",
+    }
+    if args.grid:
+        write(sheet(pictures, args.num_images), args.out, {"prompt": " | ".join(prompts), **settings})
+        print(f"{args.out}: {len(pictures)} pictures, a row per prompt")
+        return
+    for i, (path, picture) in enumerate(
+        zip(targets(args.out, prompts, args.num_images, args.seed), pictures)
+    ):
+        write(picture, path, {"prompt": every[i], "index": i, **settings})
+        print(path)
+
+
+def sheet(pictures: list[Image.Image], columns: int, gap: int = 4) -> Image.Image:
+    """All pictures on one white page."""
+    from PIL import Image
+
+    w, h = pictures[0].size
+    rows = -(-len(pictures) // columns)
+    page = Image.new("RGB", (columns * (w + gap) + gap, rows * (h + gap) + gap), "white")
+    for i, picture in enumerate(pictures):
+        page.paste(picture, (gap + i % columns * (w + gap), gap + i // columns * (h + gap)))
+    return page

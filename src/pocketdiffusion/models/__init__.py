@@ -1,0 +1,9 @@
+"""x, t, cond -> v: denoisers, one architecture per file.
+
+Every file holds a frozen ``Config``, ``PRESETS``, the blocks, the model and ``count(config)``. A model names
+its branches (``BRANCHES``), its removable blocks (``BLOCKS``) and its weight axes (``AXES``), and has
+``example()``, the inputs that tests, bench and exporters use. Models never load, sample, train or move
+themselves.
+
+    dit.py   DiT: a text-conditioned diffusion transformer for pictures, PixArt style.
+"""

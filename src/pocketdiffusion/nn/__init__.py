@@ -1,0 +1,16 @@
+"""x, ctx -> x: layers that two or more models use.
+
+Layers know no model and no task. Whatever another part of the house wants to replace, skip, time or look into
+(norms, attention cores, branches) is a module here and never an inline call. ``taps`` reads features from
+inside a network, ``axes`` makes a smaller network out of a bigger one.
+
+    axes.py         Named weight axes: one table per model, from which pruning and extraction follow.
+    conv.py         Convolution blocks: depthwise-separable convolution and the plain residual block.
+    mlp.py          Feed-forward layers: MLP (tanh-approximated GELU) and GEGLU.
+    modulation.py   adaLN-single: one projection of the time embedding, a small table per block.
+    norm.py         RMSNorm and LayerNorm with fp32 statistics.
+    rope.py         Rotary position embedding in one, two or three dimensions.
+    taps.py         tap(model, names)(x, t, cond) -> v, {name: tensor}: the only path to features.
+    time.py         The noise level t in [0, 1] as a vector: sinusoids and a two-layer MLP.
+    attention/      Attention layers: x, ctx -> x, each built on a replaceable core (q, k, v, mask) -> y.
+"""

@@ -1,0 +1,7 @@
+"""Attention layers: x, ctx -> x, each built on a replaceable core (q, k, v, mask) -> y.
+
+Heads lie in dimension 1: q (B, H, N, d), k and v (B, K, M, d) with K dividing H. Masks are boolean, True =
+seen.
+
+    full.py    Softmax attention over all tokens: MHA, GQA and MQA, QK-norm, RoPE, self and cross.
+"""

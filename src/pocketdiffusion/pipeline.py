@@ -1,0 +1,246 @@
+"""Pipeline, prompt -> picture: text encoder, denoiser, sampler and autoencoder in one folder.
+
+pipe = Pipeline.from_pretrained("scenes")
+pipe("two green stars", seed=3)[0].save("stars.png")
+
+FOLDER/model_index.json             which classes
+FOLDER/transformer/  text_encoder/  vae/
+FOLDER/tokenizer/tokenizer.json
+FOLDER/scheduler/scheduler_config.json      how the model wants to be sampled: see Schedule
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from . import store
+from .diffusion import times
+from .diffusion.guidance import cfg
+from .diffusion.samplers import STEPS, Step, run
+from .disk import replacing
+from .noise import normal
+from .text.tokenizer import Tokenizer
+
+SHIPPED = Path(__file__).parent / "weights"
+COMPONENTS = ("transformer", "text_encoder", "vae")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Everything that decides how a model is sampled, saved with it so that no runtime has to guess."""
+
+    sampler: str = "euler"  # a name in diffusion.samplers.STEPS
+    steps: int = 28
+    shift: float = 1.0
+    times: tuple[float, ...] | None = None  # the levels of a few-step model, in place of steps and shift
+    guidance: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)  # levels at which guidance acts
+    prediction_type: str = "flow"  # v = e - x0; nothing else is sampled here
+    size: int = 64  # pixels
+
+    def check(self, source: str) -> Schedule:
+        if self.prediction_type != "flow":
+            raise ValueError(
+                f"{source}: prediction_type {self.prediction_type!r} is not supported, expected 'flow'"
+            )
+        if self.sampler not in STEPS:
+            raise ValueError(f"{source}: unknown sampler {self.sampler!r}; known: {', '.join(STEPS)}")
+        if self.steps < 1 or self.steps != int(self.steps):
+            raise ValueError(f"{source}: steps must be at least 1, got {self.steps}")
+        if not math.isfinite(self.guidance) or self.guidance < 0:
+            raise ValueError(f"{source}: guidance must be 0 or more, got {self.guidance}")
+        if len(self.interval) != 2:
+            raise ValueError(f"{source}: interval must be two levels, got {self.interval}")
+        try:
+            self.levels()
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{source}: {error}") from None
+        return self
+
+    def levels(self) -> Tensor:
+        """Decreasing levels from 1 to 0."""
+        return times.few_step(self.times) if self.times else times.grid(self.steps, self.shift)
+
+
+def find(name: str | Path) -> Path:
+    """A shipped name or a folder."""
+    folder = Path(name)
+    if any((folder / known).exists() for known in ("model_index.json", "config.json")):
+        return folder
+    if (shipped := SHIPPED / str(name) / "pipeline").is_dir():
+        return shipped
+    names = sorted(p.parent.name for p in SHIPPED.glob("*/pipeline"))
+    raise ValueError(
+        f"no pipeline {str(name)!r}: give a folder or one of {', '.join(names) or '(none shipped)'}"
+    )
+
+
+def matched(folder: Path, parts: dict[str, Any], tokens: int) -> None:
+    """Whether the components were made for each other; ValueError says which were not."""
+    model, text, vae = (parts[c].config for c in COMPONENTS)
+    if model.channels != vae.channels:
+        raise ValueError(f"{folder}: the transformer has {model.channels} channels, the vae {vae.channels}")
+    if model.text != text.dim:
+        raise ValueError(f"{folder}: the transformer reads text of width {model.text}, not {text.dim}")
+    if tokens > text.vocab:
+        raise ValueError(f"{folder}: the tokenizer has {tokens} tokens, the text encoder {text.vocab}")
+
+
+class Decoder(nn.Module):
+    """An autoencoder's decoder alone, as a device runs it: z (B, C, h, w) -> x (B, 3, H, W)."""
+
+    def __init__(self, vae: Any):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.vae.decode(z)
+
+
+class Pipeline:
+    # Any: each has its own config, and what a protocol asks for beyond nn.Module
+    transformer: Any
+    text_encoder: Any
+    vae: Any
+
+    def __init__(self, transformer: nn.Module, text_encoder: nn.Module, vae: nn.Module, schedule: Schedule):
+        self.transformer, self.text_encoder, self.vae = transformer, text_encoder, vae
+        self.schedule = schedule.check("schedule")
+        self.dtype = torch.float32
+
+    @property
+    def components(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in COMPONENTS}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.transformer.parameters()).device
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
+        """Move to ``device``; ``dtype`` is the compute dtype (autocast), weights stay fp32."""
+        for network in self.components.values():
+            network.to(device)
+        self.dtype = dtype or self.dtype
+        return self
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> Pipeline:
+        """A shipped pipeline by name, or a folder in the diffusers layout."""
+        folder = find(name)
+        index = store.read_json(folder / "model_index.json")
+        if missing := [c for c in (*COMPONENTS, "tokenizer", "scheduler") if c not in index]:
+            raise ValueError(f"{folder / 'model_index.json'}: no component {missing[0]!r}")
+        parts = {c: store.load(folder / c) for c in COMPONENTS}
+        for c in COMPONENTS:
+            if index[c][-1] != type(parts[c]).__name__:
+                raise ValueError(f"{folder / c}: holds a {type(parts[c]).__name__}, expected {index[c][-1]}")
+        text = parts["text_encoder"]
+        text.tokenizer = Tokenizer.load(folder / "tokenizer", text.config.length)
+        matched(folder, parts, len(text.tokenizer))
+        source = folder / "scheduler" / "scheduler_config.json"
+        schedule = store.config_of(Schedule, store.read_json(source), source).check(str(source))
+        return cls(**parts, schedule=schedule)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the whole folder, or nothing."""
+        with replacing(Path(folder), ("model_index.json",)) as temporary:
+            index: dict[str, Any] = {"_class_name": "Pipeline", "_library": "pocketdiffusion"}
+            for name, network in self.components.items():
+                (temporary / name).mkdir()
+                store.write(network, type(network).__name__, temporary / name, dtype)
+                index[name] = ["pocketdiffusion", type(network).__name__]
+            self.text_encoder.tokenizer.save(temporary / "tokenizer")
+            (temporary / "scheduler").mkdir()
+            config = {"_class_name": "Schedule", **asdict(self.schedule)}
+            store.write_json(temporary / "scheduler" / "scheduler_config.json", config)
+            index |= {"tokenizer": ["tokenizers", "Tokenizer"], "scheduler": ["pocketdiffusion", "Schedule"]}
+            store.write_json(temporary / "model_index.json", index)
+
+    def sides(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
+        """Height and width in pixels, checked against what the autoencoder and the patches can do."""
+        size = self.schedule.size if size is None else size
+        h, w = (size, size) if isinstance(size, int) else size
+        unit = self.vae.config.factor * self.transformer.config.patch
+        if h < unit or w < unit or h % unit or w % unit:
+            raise ValueError(f"size must be a positive multiple of {unit} pixels, got {h} x {w}")
+        return h, w
+
+    def settings(self, steps: int | None, guidance: float | None) -> Schedule:
+        """The saved schedule with what the caller wants otherwise."""
+        wanted = self.schedule
+        if steps is not None:
+            if wanted.times and steps != len(wanted.times):
+                raise ValueError(f"steps: this few-step model takes {len(wanted.times)} steps, got {steps}")
+            wanted = replace(wanted, steps=steps)
+        if guidance is not None:
+            wanted = replace(wanted, guidance=guidance)
+        return wanted.check("generate")
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        negative: str = "",
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        size: int | tuple[int, int] | None = None,
+        first: int = 0,
+        callback: Callable[[Step], None] | None = None,
+    ) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1]; picture i takes its noise from (seed, first + i) alone."""
+        schedule = self.settings(steps, guidance)
+        h, w = (side // self.vae.config.factor for side in self.sides(size))
+        shape = (self.vae.config.channels, h, w)
+
+        def noise(step: int) -> Tensor:
+            rows = [normal(seed, first + i, step, shape) for i in range(len(prompts))]
+            return torch.from_numpy(np.stack(rows)).to(self.device)
+
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            cond = self.text_encoder.embed(list(prompts))
+            null = self.text_encoder.embed([negative])
+            model = cfg(self.transformer, null, schedule.guidance, schedule.interval)
+            x, fresh = noise(0), noise if schedule.sampler == "renoise" else None
+            for step in run(STEPS[schedule.sampler], model, x, schedule.levels(), cond, fresh):
+                x = step.x
+                if callback:
+                    callback(step)
+            return self.vae.decode(x).float().clamp(-1, 1)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        negative: str = "",
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        size: int | tuple[int, int] | None = None,
+        num_images: int = 1,
+        batch: int = 16,
+        callback: Callable[[Step], None] | None = None,
+    ) -> list[Image.Image]:
+        """``num_images`` pictures for every prompt, in order. ``batch`` is how many are made at once."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if num_images < 1 or batch < 1:
+            raise ValueError(f"num_images and batch must be at least 1, got {num_images} and {batch}")
+        every = [p for p in prompts for _ in range(num_images)]
+        pictures: list[Image.Image] = []
+        for i in range(0, len(every), batch):
+            part = self.sample(every[i : i + batch], negative, steps, guidance, seed, size, i, callback)
+            pictures += [to_pil(x) for x in part]
+        return pictures
+
+
+def to_pil(x: Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1] -> an 8-bit picture."""
+    return Image.fromarray(((x + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy())

@@ -1,0 +1,15 @@
+"""One run per file: what, command, cost, expected result; a frozen ``Args`` and ``main(args)``.
+
+    pocket train NAME --flag value
+
+Recipes may import everything. A variant is a flag if it is a number and a new recipe if it is a decision.
+
+    smoke.py               Everything once, in under a minute: autoencoder, denoiser, pipeline, pictures.
+    live.py                A small denoiser from scratch, on the shipped autoencoder's latents, in a minute.
+    scenes_autoencoder.py  The f4 autoencoder of the scenes world: 64 x 64 pixels -> 4 x 16 x 16 latents.
+    scenes_decoder.py      A sharper decoder for the scenes autoencoder, whose encoder stays frozen.
+    scenes_teacher.py      The text-to-image teacher of the scenes world: a DiT and its text encoder.
+    scenes_features.py     The feature network of the scenes world: the default of Frechet distances.
+    scenes_throughput.py   How fast the scenes world is drawn, and the teacher trains: eager, compiled, bf16.
+    finetune_folder.py     Fine-tunes a pipeline on your own folder of pictures, full or LoRA.
+"""

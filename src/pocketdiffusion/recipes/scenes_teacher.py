@@ -1,0 +1,114 @@
+"""The text-to-image teacher of the scenes world: a DiT and its text encoder.
+
+    pocket train scenes_teacher                                             # one core, some 55 pictures/s
+    torchrun --nproc-per-node 2 -m pocketdiffusion train scenes_teacher     # both cores
+    pocket train scenes_teacher --device cuda --batch 512 --steps 20000   # a GPU
+
+Needs the autoencoder of scenes_autoencoder and scenes_decoder. Pictures are drawn and encoded on the fly and
+never repeat. Expected: see docs/results.md (SceneEval). Ends with a pipeline folder, OUT/pipeline.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import store
+from ..data.scenes import TRAIN_WORLD, Scenes
+from ..device import choose
+from ..methods.flow_matching import FlowMatching
+from ..models import dit
+from ..pipeline import SHIPPED, Pipeline, Schedule
+from ..text import encoder
+from ..text.tokenizer import FILE, Tokenizer
+from ..train import spread
+from ..train.fit import Run, State, every, fit
+from ..train.optimisers import adamw, warmup_decay
+from ..types import Batch, Cond
+
+
+@dataclass(frozen=True)
+class Args:
+    out: Path = Path("runs/scenes_teacher")
+    vae: Path = SHIPPED / "scenes" / "pipeline" / "vae"
+    preset: str = "scenes"
+    steps: int = 10_000
+    batch: int = 32  # per process
+    lr: float = 1.5e-3
+    shift: float = 1.5  # of the times in training
+    seed: int = 0
+    bf16: bool = True
+    compile: bool = True
+    look: int = 1000  # steps between sample grids in TensorBoard; 0 = none
+    device: str = "cpu"
+
+
+SCHEDULE = Schedule(steps=28, shift=1.5, guidance=4.0)
+LOOK = ("a red circle", "two green stars", "a blue square to the left of a yellow heart", "three black rings")
+
+
+def captions(count: int) -> list[str]:
+    """What the tokenizer learns from."""
+    scenes = Scenes(TRAIN_WORLD, 64)
+    return [s.caption for step in range(count // 64) for s in scenes.specs(0, step)]
+
+
+def tokenizer(folder: Path, length: int) -> Tokenizer:
+    """The run's own: learned once and kept, so that a resumed run reads its words the same way."""
+    if not (folder / FILE).exists():
+        learned = Tokenizer.train(captions(4096), length=length)
+        if spread.rank() == 0:
+            learned.save(folder)
+        return learned
+    return Tokenizer.load(folder, length)
+
+
+def main(args: Args) -> None:
+    device = choose(args.device)
+    torch.manual_seed(args.seed)
+    vae = store.load(args.vae).to(device).requires_grad_(False)
+    config = store.preset("TextTransformer", args.preset)
+    text = encoder.TextTransformer(config, tokenizer(args.out / "tokenizer", config.length)).to(device)
+    model = dit.DiT(store.preset("DiT", args.preset)).to(device)
+
+    def embed(batch: Batch) -> tuple[Tensor, Cond]:
+        with torch.no_grad():
+            x0 = vae.encode(batch.x).float()
+        return x0, text.embed(batch.text)
+
+    trained = [*model.parameters(), *text.parameters()]
+    method = FlowMatching(model, embed, lambda: text.embed([""]), trained, shift=args.shift)
+    optimiser = adamw(method.players["denoiser"], args.lr)
+    if args.compile:
+        model.compile()
+        vae.encoder.compile()
+    pipe = Pipeline(model, text, vae, SCHEDULE)
+
+    def look(state: State) -> None:
+        with state.averaged():
+            grid = pipe.sample(LOOK, steps=20, seed=args.seed)
+        if state.log:
+            state.log.grid(state.step, "samples", torch.cat(list(grid), dim=-1))
+
+    run = Run(
+        args.steps,
+        args.out,
+        args.seed,
+        bf16=args.bf16,
+        ema=0.999,
+        save_every=250,
+        log_every=25,
+        name="teacher",
+    )
+    data = Scenes(TRAIN_WORLD, args.batch, device=device)
+    networks = {"transformer": model, "text_encoder": text}
+    hooks = [every(args.look, look)] if args.look else []
+    state = fit(method, data, {"denoiser": optimiser}, networks, run, warmup_decay(args.steps), hooks)
+    if spread.rank():
+        return
+    with state.averaged():
+        # half precision on the disk: a velocity changes by less than one part in a thousand
+        pipe.save_pretrained(args.out / "pipeline", torch.float16)

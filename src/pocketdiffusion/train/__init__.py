@@ -1,0 +1,12 @@
+"""fit(method, data, optimisers, networks, run) -> trained networks.
+
+The loop and what it needs: it knows players, turns, averages, checkpoints and resume, and no method, model or
+metric. Everything else is a hook, scheduled by ``every(n, hook)``.
+
+    checkpoint.py   Training checkpoints: any nested state as JSON and safetensors; whole or not there.
+    ema.py          Exponential moving average of weights.
+    fit.py          fit(): the one training loop; it knows turns, EMA and resume - no method, model or metric.
+    log.py          What a run writes: log.jsonl, TensorBoard when installed, a progress bar on a terminal.
+    optimisers.py   Optimisers and learning-rate schedules with our defaults: AdamW, warm-up and cosine.
+    spread.py       One run over several processes: torchrun starts them, gradients are averaged.
+"""

@@ -1,0 +1,86 @@
+"""Every recipe runs for a few steps."""
+
+import json
+
+import pytest
+import torch
+
+from pocketdiffusion import store
+from pocketdiffusion.autoencoders import kl
+from pocketdiffusion.cli.main import guarded
+from pocketdiffusion.cli.train import load, recipes
+from pocketdiffusion.pipeline import Pipeline
+
+pytestmark = pytest.mark.slow
+
+
+def train(*argv):
+    assert guarded(["train", *map(str, argv)]) == 0
+
+
+def test_every_recipe_is_listed_with_args_and_main():
+    for name in recipes():
+        module = load(name)
+        assert callable(module.main)
+        assert f"pocket train {name}" in module.__doc__
+
+
+def test_smoke(tmp_path):
+    train("smoke", "--out", tmp_path / "run", "--steps", "6", "--steps-autoencoder", "6", "--batch", "8")
+    assert Pipeline.from_pretrained(tmp_path / "run" / "pipeline")("a red circle")[0].size == (32, 32)
+    assert (tmp_path / "run" / "args.json").exists()
+
+
+def test_scenes_autoencoder(tmp_path):
+    flags = ["--steps", "3", "--batch", "2", "--preset", "smoke", "--size", "32", "--no-bf16"]
+    train("scenes_autoencoder", "--out", tmp_path, *flags)
+    z = store.load(tmp_path / "vae").encode(kl.AutoencoderKL(kl.PRESETS["smoke"]).example()[0])
+    assert z.shape == (2, 4, 8, 8)
+
+
+def test_scenes_decoder_leaves_the_encoder_alone(tmp_path):
+    before = kl.AutoencoderKL(kl.PRESETS["smoke"])
+    store.save(before, tmp_path / "vae")
+    flags = ["--steps", "3", "--batch", "2", "--size", "32", "--no-bf16"]
+    train("scenes_decoder", "--vae", tmp_path / "vae", "--out", tmp_path / "run", *flags)
+    after = store.load(tmp_path / "run" / "vae")
+    x = before.example()[0]
+    assert torch.equal(before.encode(x), after.encode(x))
+    assert not torch.equal(before.decode(before.encode(x)), after.decode(after.encode(x)))
+
+
+def test_live(tiny_folder, tmp_path):
+    train("live", "--model", tiny_folder, "--out", tmp_path, "--steps", "3", "--batch", "4")
+    assert (tmp_path / "live.png").exists()
+
+
+def test_scenes_throughput(tmp_path):
+    flags = ["--preset", "smoke", "--repeats", "1", "--batch", "2", "--no-compile"]
+    train("scenes_throughput", "--out", tmp_path, *flags)
+    rows = json.loads((tmp_path / "throughput.json").read_text())
+    assert [r["what"] for r in rows] == ["drawing", "eager fp32", "eager bf16"]
+
+
+def test_scenes_teacher(tmp_path):
+    store.save(kl.AutoencoderKL(kl.PRESETS["smoke"]), tmp_path / "vae")
+    flags = ["--steps", "3", "--batch", "2", "--preset", "smoke", "--no-compile", "--no-bf16", "--look", "2"]
+    train("scenes_teacher", "--out", tmp_path / "run", "--vae", tmp_path / "vae", *flags)
+    assert Pipeline.from_pretrained(tmp_path / "run" / "pipeline")("two green stars", steps=2)[0].size == (
+        64,
+        64,
+    )
+
+
+def test_scenes_features(tmp_path):
+    train("scenes_features", "--out", tmp_path, "--steps", "3", "--batch", "4")
+    assert store.load(tmp_path / "features") is not None
+
+
+def test_a_recipe_of_ones_own(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Args:\n    number: int = 1\n\n"
+        "def main(args):\n    open(__file__ + '.out', 'w').write(str(args.number))\n"
+    )
+    train(path, "--number", "42")
+    assert (tmp_path / "mine.py.out").read_text() == "42"

@@ -1,0 +1,229 @@
+"""What every network of the house promises; a new one is covered by its line in store.KINDS."""
+
+import importlib.util
+import re
+from dataclasses import fields, replace
+from fnmatch import fnmatch
+
+import pytest
+import torch
+from torch import nn
+from torch.utils import _pytree
+
+from pocketdiffusion import store
+from pocketdiffusion.nn.axes import find, keep_axes, width
+
+FULL = 20_000_000  # parameters; from here on a preset is looked at on meta only
+
+
+def modules():
+    for name, (where, _) in store.KINDS.items():
+        if importlib.util.find_spec(f"pocketdiffusion.{where}"):
+            module = store.kind(name)
+            yield name, module, getattr(module, name)
+
+
+PRESETS = [
+    pytest.param(module, cls, config, id=f"{name}-{preset}")
+    for name, module, cls in modules()
+    for preset, config in module.PRESETS.items()
+]
+SMALL = [p for p in PRESETS if p.values[0].count(p.values[2]) < FULL]
+SMOKE = [p for p in PRESETS if p.id.endswith("-smoke")]
+WITH_AXES = [p for p in SMALL if hasattr(p.values[1], "AXES")]
+WITH_BRANCHES = [p for p in SMALL if hasattr(p.values[1], "BRANCHES")]
+
+each = pytest.mark.parametrize
+
+
+def build(cls, config, noise=False):
+    """A seeded network; with ``noise`` also its zero-initialised weights have something to say."""
+    torch.manual_seed(0)
+    model = cls(config)
+    if noise:
+        for p in model.parameters():
+            if not p.any():
+                nn.init.normal_(p, std=0.1)
+    return model.eval()
+
+
+def tensors(tree):
+    return [x for x in _pytree.tree_leaves(tree) if isinstance(x, torch.Tensor)]
+
+
+def floats(tree):
+    return [x for x in tensors(tree) if x.is_floating_point()]
+
+
+def rows(tree, *index):
+    return _pytree.tree_map(lambda x: x[list(index)] if isinstance(x, torch.Tensor) else x, tree)
+
+
+def equal(a, b):
+    a, b = tensors(a), tensors(b)
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+def matching(model, patterns):
+    names = dict(model.named_modules())
+    found = {p: [n for n in names if fnmatch(n, p) and n.count(".") == p.count(".")] for p in patterns}
+    assert all(found.values()), f"a pattern matches nothing: {found}"
+    return {n: names[n] for group in found.values() for n in group}
+
+
+def test_every_kind_has_a_smoke_preset():
+    assert {p.id.split("-")[0] for p in SMOKE} == {name for name, *_ in modules()}
+    assert {"DiT-smoke", "AutoencoderKL-smoke", "TextTransformer-smoke"} <= {p.id for p in SMOKE}
+
+
+@each("module, cls, config", SMALL)
+def test_shape(module, cls, config):
+    model = build(cls, config)
+    inputs = model.example(3)
+    assert equal(inputs, model.example(3)), "example() is not repeatable"
+    with torch.no_grad():
+        y = model(*inputs)
+    for x in tensors(inputs) + floats(y):
+        assert len(x) == 3
+    assert all(x.isfinite().all() for x in floats(y))
+    if store.KINDS[cls.__name__][0].startswith("models."):
+        assert y.shape == inputs[0].shape and y.dtype == inputs[0].dtype
+
+
+@each("module, cls, config", SMALL)
+def test_batch_independence(module, cls, config):
+    model = build(cls, config, noise=True)
+    inputs = model.example(3)
+    with torch.no_grad():
+        together = model(*inputs)
+        for i in range(3):
+            alone = model(*rows(inputs, i))
+            for x, y in zip(floats(rows(together, i)), floats(alone)):
+                torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-4)
+
+
+@each("module, cls, config", SMOKE)
+def test_gradient_reaches_every_parameter(module, cls, config):
+    model = build(cls, config, noise=True)
+    loss = sum((x * torch.randn_like(x)).sum() for x in floats(model(*model.example(2))))
+    loss.backward()
+    dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not dead
+
+
+@each("module, cls, config", WITH_BRANCHES)
+def test_branches_are_called_once_with_the_stream_first(module, cls, config):
+    """Replacing submodules is enough to skip, time or export them."""
+    model, seen = build(cls, config, noise=True), []
+    branches = matching(model, cls.BRANCHES)
+    for name, branch in branches.items():
+
+        def note(_, inputs, output, name=name):
+            assert isinstance(inputs[0], torch.Tensor) and inputs[0].shape == output.shape
+            seen.append(name)
+
+        branch.register_forward_hook(note)
+    with torch.no_grad():
+        model(*model.example(2))
+    assert sorted(seen) == sorted(branches)
+
+
+@each("module, cls, config", WITH_BRANCHES)
+def test_blocks_keep_the_shape(module, cls, config):
+    model, shapes = build(cls, config), []
+    for block in model.get_submodule(cls.BLOCKS):
+        block.register_forward_hook(lambda _, inputs, y: shapes.append((inputs[0].shape, y.shape)))
+    with torch.no_grad():
+        model(*model.example(2))
+    assert shapes and all(x == y for x, y in shapes)
+
+
+@each("module, cls, config", [p for p in PRESETS if hasattr(p.values[1], "AXES")])
+def test_axes_cover_every_parameter(module, cls, config):
+    with torch.device("meta"):
+        model = cls(config)
+    used = set()
+    for name, weight in model.named_parameters():
+        words, block = find(cls.AXES, name)
+        assert len(words) == weight.ndim, name
+        for word, size in zip(words, weight.shape):
+            terms = [[width(config, f, block) for f in term.split("*")] for term in word.split("+")]
+            if all(None not in term for term in terms):
+                assert sum(torch.Size(term).numel() for term in terms) == size, f"{name}: {word}"
+        used.add(next(p for p in cls.AXES if re.fullmatch(re.escape(p).replace(r"\*", r"\d+"), name)))
+    assert used == set(cls.AXES), "a line of the table names no parameter"
+
+
+def widths(cls, config):
+    """Axes that can be pruned: fields of the config that the table names; head_dim fixes the geometry."""
+    named = {f for words in cls.AXES.values() for f in re.split(r"[ *+]", words)}
+    return sorted(named & {f.name for f in fields(config)} - {"head_dim"})
+
+
+@each("module, cls, config", WITH_AXES)
+def test_pruning_nothing_changes_nothing(module, cls, config):
+    model = build(cls, config, noise=True)
+    same = keep_axes(model, {axis: range(getattr(config, axis)) for axis in widths(cls, config)}).eval()
+    assert same.config == config
+    with torch.no_grad():
+        assert equal(same(*model.example(2)), model(*model.example(2)))
+
+
+@each("axis", ["mlp", "heads", "dim", "several"])
+@each("module, cls, config", WITH_AXES)
+def test_prune_save_load(module, cls, config, axis, tmp_path):
+    model = build(cls, config, noise=True)
+    axes = ["mlp", "heads", "dim"] if axis == "several" else [axis]
+    keep = {
+        a: sorted(torch.randperm(getattr(config, a))[: max(1, getattr(config, a) // 2)].tolist())
+        for a in axes
+    }
+    small = keep_axes(model, keep).eval()
+    assert small.config == replace(config, **{a: len(k) for a, k in keep.items()})
+    store.save(small, tmp_path / "small")
+    again = store.load(tmp_path / "small")
+    assert again.config == small.config
+    with torch.no_grad():
+        y = small(*small.example(2))
+        assert equal(y, again(*again.example(2)))
+    assert all(x.isfinite().all() for x in floats(y))
+    assert sum(p.numel() for p in small.parameters()) == module.count(small.config)
+
+
+@each("module, cls, config", WITH_AXES)
+def test_prune_every_block_its_own_way(module, cls, config, tmp_path):
+    model = build(cls, config, noise=True)
+    keep = {"mlp": [list(range(1 + i)) for i in range(config.depth)]}
+    small = keep_axes(model, keep).eval()
+    store.save(small, tmp_path / "small")
+    again = store.load(tmp_path / "small")
+    assert again.config.mlp == tuple(range(1, 1 + config.depth))
+    with torch.no_grad():
+        assert equal(small(*small.example(2)), again(*again.example(2)))
+
+
+@each("module, cls, config", SMALL)
+def test_save_load(module, cls, config, tmp_path):
+    model = build(cls, config, noise=True)
+    store.save(model, tmp_path / "net")
+    again = store.load(tmp_path / "net")
+    with torch.no_grad():
+        assert equal(model(*model.example(2)), again(*again.example(2)))
+
+
+@each("module, cls, config", PRESETS)
+def test_count_is_the_formula(module, cls, config):
+    with torch.device("meta"):
+        model = cls(config)
+    assert sum(p.numel() for p in model.parameters()) == module.count(config)
+
+
+@pytest.mark.slow
+@each("module, cls, config", SMOKE)
+def test_export(module, cls, config):
+    model = build(cls, config, noise=True)
+    inputs = model.example(2)
+    program = torch.export.export(model, inputs)
+    with torch.no_grad():
+        for x, y in zip(floats(program.module()(*inputs)), floats(model(*inputs))):
+            torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-4)

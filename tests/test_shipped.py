@@ -1,0 +1,74 @@
+"""The pipeline that ships with the package draws what it is asked for, quickly, and is small."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketdiffusion.data.scenes import EVAL_WORLD, Scenes
+from pocketdiffusion.eval.compose import PROMPTS, evaluate
+from pocketdiffusion.eval.detection import accuracy
+from pocketdiffusion.pipeline import SHIPPED, Pipeline
+from pocketdiffusion.rewards.scenes import SceneDetector
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return Pipeline.from_pretrained("scenes")
+
+
+def test_all_that_ships_is_under_15_megabytes():
+    files = [p for p in SHIPPED.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 15e6
+    assert {p.suffix for p in files} <= {".json", ".safetensors", ".md"}
+    assert (SHIPPED / "scenes" / "README.md").exists()
+
+
+def test_it_draws_single_things(pipe):
+    """A tenth of SceneEval's easy categories; docs/results.md has the whole."""
+    easy = [p for p in PROMPTS if p.category in ("single_object", "colors")][::10]
+    result = evaluate(lambda texts, seeds: pipe.sample(texts, first=seeds[0]), SceneDetector(), 2, easy, 24)
+    assert result.overall >= 0.7
+
+
+def test_other_prompts_give_other_pictures(pipe):
+    """A judge that always says yes, or a model that ignores its prompt, would not pass."""
+    ones = [p for p in PROMPTS if p.category == "colors"][:8]
+    wrong = [ones[(i + 1) % 8] for i in range(8)]
+    by_text = {p.text: w.text for p, w in zip(ones, wrong)}
+
+    def generate(texts, seeds):
+        return pipe.sample([by_text[t] for t in texts], first=seeds[0])
+
+    assert evaluate(generate, SceneDetector(), 2, ones, 16).overall <= 0.2
+
+
+def test_the_detector_sees_through_the_autoencoder(pipe):
+    with torch.no_grad():
+        found = accuracy(SceneDetector(), EVAL_WORLD, 300, 5, change=lambda x: pipe.vae(x).clamp(-1, 1))
+    assert found["scenes"] >= 0.97
+
+
+def test_latents_have_unit_variance(pipe):
+    with torch.no_grad():
+        z = pipe.vae.encode(Scenes(EVAL_WORLD, 128)(11, 0).x)
+    torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(4), rtol=0, atol=0.1)
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=0.1)
+
+
+def test_the_command_is_quick_and_repeatable(tmp_path):
+    for name in "ab":
+        argv = [sys.executable, "-m", "pocketdiffusion", "generate", "two green stars", "-o", f"{name}.png"]
+        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_the_model_card_names_its_recipe():
+    card = Path(SHIPPED / "scenes" / "README.md").read_text()
+    for word in ("scenes_teacher", "scenes_decoder", "SceneEval", "Apache-2.0", "Limits"):
+        assert word in card

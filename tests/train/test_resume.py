@@ -1,0 +1,180 @@
+"""A run that was stopped, killed or damaged ends in the same weights as one that was not, bit for bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketdiffusion.train import checkpoint
+from pocketdiffusion.train.checkpoint import found, newest, same
+from pocketdiffusion.train.fit import snapshot
+
+
+def everything(state, optimiser):
+    return snapshot(state, {"head": optimiser}, lambda seed, step: None)
+
+
+OPTIONS = {
+    "plain": {"ema": 0.0},
+    "ema": {"ema": 0.99},
+    "accumulate": {"accumulate": 3},
+    "bf16": {"bf16": True},
+    "unclipped": {"clip": 0.0},
+}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_resume_is_bit_for_bit(tiny, tmp_path, options, kind):
+    """Weights, averages, optimiser, method and schedule: all of the state after 20 steps."""
+
+    def run(folder, steps):
+        net = tiny.Net()
+        if kind == "muon":
+            optimiser = torch.optim.Muon([p for p in net.head.parameters() if p.ndim == 2], lr=0.02)
+        else:
+            optimiser = (
+                tiny.sgd(net.head.parameters()) if kind == "sgd" else tiny.adamw(net.head.parameters(), 0.01)
+            )
+        return everything(tiny.train(folder, steps, net, optimiser=optimiser, **options), optimiser)
+
+    whole = run(None, 20)
+    half = run(tmp_path, 10)
+    assert half["next"] == 10
+    torch.manual_seed(999)  # whatever a new process brings with it
+    resumed = run(tmp_path, 20)
+    assert not same(half, resumed)
+    assert same(whole, resumed)
+    assert same(newest(tmp_path / "checkpoints")[1], resumed)
+
+
+def test_a_finished_run_is_not_run_again(tiny, tmp_path):
+    first = tiny.weights(tiny.train(tmp_path, 12))
+    written = [p.stat().st_mtime_ns for p in found(tmp_path / "checkpoints")]
+    again = tiny.train(tmp_path, 12, hooks=[lambda _: pytest.fail("a step was taken")])
+    assert same(first, tiny.weights(again))
+    assert written == [p.stat().st_mtime_ns for p in found(tmp_path / "checkpoints")]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(tiny, tmp_path, how):
+    def knock(state):
+        if state.step == 6:
+            os.kill(os.getpid(), how)
+
+    before = signal.getsignal(how)
+    with pytest.raises(KeyboardInterrupt, match=r"saved at step 7 in .*; the same command resumes"):
+        tiny.train(tmp_path, hooks=[knock])
+    assert signal.getsignal(how) == before
+    assert newest(tmp_path / "checkpoints")[1]["next"] == 7
+    assert same(tiny.weights(tiny.train(tmp_path)), tiny.weights(tiny.train(None)))
+
+
+def test_a_signal_without_a_folder_promises_nothing(tiny):
+    with pytest.raises(KeyboardInterrupt, match=r"nothing was saved$"):
+        tiny.train(None, hooks=[lambda _: os.kill(os.getpid(), signal.SIGINT)])
+
+
+def test_a_truncated_checkpoint_costs_a_few_steps_and_nothing_else(tiny, tmp_path, capsys):
+    tiny.train(tmp_path, 10)
+    last = found(tmp_path / "checkpoints")[-1] / "tensors.safetensors"
+    last.write_bytes(last.read_bytes()[:100])
+    resumed = tiny.train(tmp_path, 20)
+    assert "at step 5" in capsys.readouterr().out
+    assert same(tiny.weights(resumed), tiny.weights(tiny.train(None, 20)))
+
+
+def test_another_seed_is_refused(tiny, tmp_path):
+    tiny.train(tmp_path, 5, seed=3)
+    with pytest.raises(ValueError, match="seed 3, not 4"):
+        tiny.train(tmp_path, 10, seed=4)
+
+
+def test_frozen_weights_come_from_the_checkpoint(tiny, tmp_path):
+    """A backbone that was drawn anew at the restart is replaced, and that is no cheating."""
+    first = tiny.train(tmp_path, 10)
+    second = tiny.train(tmp_path, 20, tiny.Net(seed=5))
+    assert torch.equal(first.networks["net"].backbone.weight, second.networks["net"].backbone.weight)
+
+
+def test_an_average_may_begin_later(tiny, tmp_path):
+    start = tiny.weights(tiny.train(tmp_path, 10, ema=0.0))
+    state = tiny.train(tmp_path, 10, ema=0.99, net=tiny.Net(seed=5))
+    assert torch.equal(state.ema.shadow["net.head.0.weight"], start["head.0.weight"])
+
+
+def test_a_full_disk_loses_nothing(tiny, tmp_path, monkeypatch):
+    whole = checkpoint.save_file
+
+    def full(tensors, path):
+        if "00000010" in str(path):
+            raise OSError(28, "No space left on device", str(path))
+        whole(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        tiny.train(tmp_path)
+    assert newest(tmp_path / "checkpoints")[1]["next"] == 5
+    monkeypatch.setattr(checkpoint, "save_file", whole)
+    assert same(tiny.weights(tiny.train(tmp_path)), tiny.weights(tiny.train(None)))
+
+
+def test_a_folder_that_cannot_be_written_stops_it_before_the_first_step(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        tiny.train(tmp_path / "file" / "run", hooks=[lambda _: pytest.fail("a step was taken")])
+
+
+def python(*arguments):
+    path = Path(__file__).parents[2] / "src"
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(path)}
+    env = {k: v for k, v in env.items() if k not in ("RANK", "WORLD_SIZE")}
+    return subprocess.Popen([sys.executable, *map(str, arguments)], env=env, stdout=subprocess.DEVNULL)
+
+
+def newest_step(folder):
+    return max((int(p.name.split("-")[1]) for p in found(folder / "checkpoints")), default=0)
+
+
+@pytest.mark.slow
+def test_kill_dash_nine(tiny, tmp_path):
+    """A real process, killed twice at moments that nobody chose, while it trains or while it writes."""
+    steps, seen = 80, 0
+    for _ in range(2):
+        process = python(tiny.__file__, tmp_path, steps, 0.02)
+        while process.poll() is None and newest_step(tmp_path) <= seen:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it was over before it could be killed"
+        seen = newest(tmp_path / "checkpoints")[1]["next"]
+        assert 0 < seen < steps
+    assert python(tiny.__file__, tmp_path, steps, 0).wait() == 0
+    _, state = newest(tmp_path / "checkpoints")
+    assert state["next"] == steps
+    whole = tiny.train(None, steps)
+    assert same(state["networks"]["net"], tiny.weights(whole))
+    assert same(state["ema"], whole.ema.state_dict())
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_twice_the_batch(tiny, tmp_path):
+    from safetensors.torch import load_file
+
+    run = python(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tiny.__file__, tmp_path, 10, 0
+    )
+    assert run.wait(timeout=120) == 0
+    ranks = [load_file(tmp_path / f"rank-{i}.safetensors") for i in range(2)]
+    assert same(*ranks)
+    net = tiny.Net()
+    alone = tiny.train(
+        None, 10, net, tiny.Regress(net, noise=0.0), tiny.sgd(net.head.parameters()), accumulate=2
+    )
+    torch.testing.assert_close(ranks[0], tiny.weights(alone), atol=1e-6, rtol=1e-5)
