@@ -2,7 +2,8 @@
 
     pocket train scenes_teacher                                             # one core, some 55 pictures/s
     torchrun --nproc-per-node 2 -m pocketdiffusion train scenes_teacher     # both cores
-    pocket train scenes_teacher --device cuda --batch 512 --steps 20000   # a GPU
+    pocket train scenes_teacher --device cuda --batch 512 --steps 20000     # a GPU
+    pocket train scenes_teacher --init FOLDER/pipeline --out runs/more      # goes on from a finished one
 
 Needs the autoencoder of scenes_autoencoder and scenes_decoder. Pictures are drawn and encoded on the fly and
 never repeat. Expected: see docs/results.md (SceneEval). Ends with a pipeline folder, OUT/pipeline.
@@ -34,6 +35,7 @@ from ..types import Batch, Cond
 class Args:
     out: Path = Path("runs/scenes_teacher")
     vae: Path = SHIPPED / "scenes" / "pipeline" / "vae"
+    init: Path | None = None  # a pipeline folder whose denoiser, text encoder and tokenizer go on
     preset: str = "scenes"
     steps: int = 10_000
     batch: int = 32  # per process
@@ -66,13 +68,21 @@ def tokenizer(folder: Path, length: int) -> Tokenizer:
     return Tokenizer.load(folder, length)
 
 
+def networks_of(args: Args, device: torch.device) -> tuple[dit.DiT, encoder.TextTransformer]:
+    """Fresh networks, or those of ``args.init``."""
+    if args.init:
+        given = Pipeline.from_pretrained(args.init).to(device)
+        return given.transformer, given.text_encoder
+    config = store.preset("TextTransformer", args.preset)
+    text = encoder.TextTransformer(config, tokenizer(args.out / "tokenizer", config.length))
+    return dit.DiT(store.preset("DiT", args.preset)).to(device), text.to(device)
+
+
 def main(args: Args) -> None:
     device = choose(args.device)
     torch.manual_seed(args.seed)
     vae = store.load(args.vae).to(device).requires_grad_(False)
-    config = store.preset("TextTransformer", args.preset)
-    text = encoder.TextTransformer(config, tokenizer(args.out / "tokenizer", config.length)).to(device)
-    model = dit.DiT(store.preset("DiT", args.preset)).to(device)
+    model, text = networks_of(args, device)
 
     def embed(batch: Batch) -> tuple[Tensor, Cond]:
         with torch.no_grad():
