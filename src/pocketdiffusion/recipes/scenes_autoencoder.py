@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..autoencoders.kl import AutoencoderKL
 from ..data.scenes import EVAL_WORLD, Scenes, World
-from ..device import choose
+from ..device import bf16, choose
 from ..eval.detection import accuracy
 from ..eval.reconstruction import psnr, reconstruct
 from ..methods.autoencode import Autoencode
@@ -35,7 +35,7 @@ class Args:
     lr: float = 2e-3
     beta: float = 1e-4  # weight of the KL term
     seed: int = 0
-    bf16: bool = True
+    bf16: bool | None = None  # autocast; None: where the device has it in hardware
     device: str = "cpu"
     size: int = 64
 
@@ -47,7 +47,15 @@ def main(args: Args) -> None:
     # every texture and background of the full world, but mostly what the shipped models draw
     world = World(backgrounds=("plain", "plain", "gradient", "gradient", "noise"))
     data = Scenes(world, args.batch, args.size, device)
-    run = Run(args.steps, args.out, args.seed, bf16=args.bf16, ema=0.995, save_every=200, name="autoencoder")
+    run = Run(
+        args.steps,
+        args.out,
+        args.seed,
+        bf16=bf16(device, args.bf16),
+        ema=0.995,
+        save_every=200,
+        name="autoencoder",
+    )
     method = Autoencode(autoencoder, args.beta)
     optimiser = adamw(autoencoder.parameters(), args.lr)
     state = fit(

@@ -16,7 +16,7 @@ import torch
 
 from .. import store
 from ..data.scenes import EVAL_WORLD, Scenes
-from ..device import choose
+from ..device import bf16, choose
 from ..methods.autoencode import Autoencode
 from ..train import spread
 from ..train.fit import Run, fit
@@ -33,7 +33,7 @@ class Args:
     lr: float = 1.5e-3
     noise: float = 0.05  # standard deviation, where latents have 1
     seed: int = 0
-    bf16: bool = True
+    bf16: bool | None = None  # autocast; None: where the device has it in hardware
     device: str = "cpu"
     size: int = 64
 
@@ -46,7 +46,15 @@ def main(args: Args) -> None:
     # a few of everything, so that the other textures and backgrounds are not forgotten
     world = replace(EVAL_WORLD, textured=0.4, textures=("plain", "striped", "striped", "dotted"), tilt=0.03)
     data = Scenes(world, args.batch, args.size, device)
-    run = Run(args.steps, args.out, args.seed, bf16=args.bf16, ema=0.995, save_every=200, name="decoder")
+    run = Run(
+        args.steps,
+        args.out,
+        args.seed,
+        bf16=bf16(device, args.bf16),
+        ema=0.995,
+        save_every=200,
+        name="decoder",
+    )
     optimiser = adamw(vae.decoder.parameters(), args.lr)
     method = Autoencode(vae, 0.0, args.noise)
     state = fit(method, data, {"autoencoder": optimiser}, {"vae": vae}, run, warmup_cosine(args.steps))

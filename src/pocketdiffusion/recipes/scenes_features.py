@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.scenes import EVAL_WORLD, Scenes, World
-from ..device import choose
+from ..device import bf16, choose
 from ..eval.features import SceneNet
 from ..methods.classify import Classify, counts
 from ..store import preset, save
@@ -36,7 +36,7 @@ class Args:
     lr: float = 4e-3
     noise: float = 0.1  # largest standard deviation of the added noise
     seed: int = 0
-    bf16: bool = True
+    bf16: bool | None = None  # autocast; None: where the device has it in hardware
     device: str = "cpu"
     size: int = 64
 
@@ -71,7 +71,15 @@ def main(args: Args) -> None:
     torch.manual_seed(args.seed)
     network = SceneNet(preset("SceneNet", args.preset)).to(device)
     data = worn(Scenes(World(), args.batch, args.size, device), args.noise)
-    run = Run(args.steps, args.out, args.seed, bf16=args.bf16, ema=0.995, save_every=400, name="features")
+    run = Run(
+        args.steps,
+        args.out,
+        args.seed,
+        bf16=bf16(device, args.bf16),
+        ema=0.995,
+        save_every=400,
+        name="features",
+    )
     method = Classify(network, network.config.labels, network.config.most)
     schedule = warmup_cosine(args.steps)
     state = fit(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import store
 from ..data.scenes import TRAIN_WORLD, Scenes
-from ..device import choose
+from ..device import bf16, choose
 from ..methods.flow_matching import FlowMatching
 from ..models import dit
 from ..pipeline import SHIPPED, Pipeline, Schedule
@@ -42,7 +42,7 @@ class Args:
     lr: float = 1.5e-3
     shift: float = 1.5  # of the times in training
     seed: int = 0
-    bf16: bool = True
+    bf16: bool | None = None  # autocast; None: where the device has it in hardware
     compile: bool = True
     look: int = 1000  # steps between sample grids in TensorBoard; 0 = none
     device: str = "cpu"
@@ -82,6 +82,7 @@ def main(args: Args) -> None:
     device = choose(args.device)
     torch.manual_seed(args.seed)
     vae = store.load(args.vae).to(device).requires_grad_(False)
+    vae.to(memory_format=torch.channels_last)  # a fifth faster on a CPU than contiguous, and than compiled
     model, text = networks_of(args, device)
 
     def embed(batch: Batch) -> tuple[Tensor, Cond]:
@@ -94,7 +95,6 @@ def main(args: Args) -> None:
     optimiser = adamw(method.players["denoiser"], args.lr)
     if args.compile:
         model.compile()
-        vae.encoder.compile()
     pipe = Pipeline(model, text, vae, SCHEDULE)
 
     def look(state: State) -> None:
@@ -107,7 +107,7 @@ def main(args: Args) -> None:
         args.steps,
         args.out,
         args.seed,
-        bf16=args.bf16,
+        bf16=bf16(device, args.bf16),
         ema=0.999,
         save_every=250,
         log_every=25,
