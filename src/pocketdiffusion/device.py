@@ -34,7 +34,7 @@ def precision(name: str) -> Any:
 
 
 def bf16(device: Any, wanted: bool | None = None) -> bool:
-    """``wanted``, or whether ``device`` has bf16 in hardware: a CPU of AVX2 alone takes 60 times longer in it."""
+    """``wanted``, or whether ``device`` has bf16 in hardware; an AVX2 CPU takes 60 times longer in it."""
     import torch
 
     if wanted is not None:

@@ -3,7 +3,7 @@
     pocket train scenes_throughput --threads 1
     pocket train scenes_throughput --device cuda --batch 512
 
-Prints a table, with bf16 rows where the device has it in hardware; about four minutes, most of it compilation.
+Prints a table, with bf16 rows where the device has it; about four minutes, most of it compilation.
 Expected: see docs/results.md (training throughput).
 """
 
