@@ -142,7 +142,8 @@ def test_bad_values_of_a_recipe(tmp_path, capsys, flags, message):
         "smoke",
         "--size",
         "32",
-        "--no-bf16",
+        "--bf16",
+        "False",
     ]
     assert message in says(capsys, [*argv, *flags], 2)
 
@@ -203,7 +204,7 @@ def test_help_is_fast_and_loads_no_torch():
 @SLOW
 def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_does(tmp_path):
     argv = [sys.executable, "-m", "pocketdiffusion", "train", "scenes_autoencoder", "--out", str(tmp_path)]
-    argv += ["--preset", "smoke", "--size", "32", "--no-bf16", "--batch", "2", "--steps", "100000"]
+    argv += ["--preset", "smoke", "--size", "32", "--bf16", "False", "--batch", "2", "--steps", "100000"]
     run = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     while not (tmp_path / "log.jsonl").exists() or not (tmp_path / "log.jsonl").read_text():
         assert run.poll() is None, run.communicate()

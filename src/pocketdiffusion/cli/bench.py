@@ -1,10 +1,12 @@
 """pocket bench: parameters, multiply-accumulates, latency and memory of a pipeline's parts.
 
     pocket bench --model scenes --threads 1 2
+    pocket bench --model scenes --bundle out/scenes-fp32 out/scenes-int8     # against exported bundles
 
 Latencies are medians of one run on this machine: compare them with each other, not with another machine's.
 A denoising step is one call of the denoiser; with guidance a step of the sampler makes it at twice the batch.
-Peak memory is that of fp32, whatever --dtype.
+Peak memory is that of fp32, whatever --dtype. Bundles are compared with eager fp32 at the shapes they were
+exported with; "load" is the time until the first result, "speed" the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from ..device import choose, precision
 class Args:
     model: str = "scenes"
     """A shipped pipeline's name or a folder."""
+    bundle: tuple[Path, ...] = ()
+    """Exported folders (pocket export) to compare with the model."""
     batch: int = 1
     threads: tuple[int, ...] = (1,)
     """Numbers of CPU threads to measure with."""
@@ -77,6 +81,58 @@ def rows(pipe: Any, args: Args) -> list[dict[str, Any]]:
     return out
 
 
+def bundle_rows(pipe: Any, args: Args) -> list[dict[str, Any]]:
+    """Eager fp32 and every bundle, component by component, each at every number of threads."""
+    import time
+
+    import torch
+
+    from ..bench.latency import latency
+    from ..export.program import programs
+    from ..runtime.bundle import Bundle
+    from ..runtime.manifest import COMPONENTS
+
+    bundles = [Bundle.open(folder, sequential=True) for folder in args.bundle]
+    rows: list[dict[str, Any]] = []
+    for name in COMPONENTS:
+        program = programs(pipe)[name]
+        inputs = tuple(program.inputs.values())
+        weights = sum(p.nbytes for p in program.module.parameters())
+        eager: dict[str, Any] = {"part": name, "runtime": "eager fp32", "MB": weights / 1e6, "load ms": None}
+        for n in args.threads:
+            with torch.no_grad():
+                timed = latency(program.module, inputs, args.runs, threads=n)
+            eager |= columns(n, timed, timed.median)
+        rows.append(eager)
+        for folder, bundle in zip(args.bundle, bundles):
+            described = bundle.manifest.components[name]
+            if (shapes := [list(v.shape) for v in inputs]) != (
+                theirs := [i["shape"] for i in described["inputs"].values()]
+            ):
+                raise ValueError(f"{folder}: {name} takes {theirs}, {args.model} takes {shapes}")
+            given = {key: value.numpy() for key, value in program.inputs.items()}
+            size = (folder / described["file"]).stat().st_size
+            row: dict[str, Any] = {"part": name, "runtime": str(folder), "MB": size / 1e6}
+            for n in args.threads:
+                bundle.threads = n
+                started = time.perf_counter()
+                bundle(name, given)
+                row.setdefault("load ms", 1e3 * (time.perf_counter() - started))
+                timed = latency(lambda b=bundle, i=given, c=name: b(c, i), (), args.runs, threads=n)
+                row |= columns(n, timed, eager[f"ms ({n} thr)"])
+                bundle.release(name)
+            rows.append(row)
+    return rows
+
+
+def columns(threads: int, timed: Any, eager: float) -> dict[str, Any]:
+    note = " contended" if timed.contended else ""
+    return {
+        f"ms ({threads} thr)": timed.median,
+        f"speed ({threads} thr)": f"{eager / timed.median:.2f}{note}",
+    }
+
+
 def main(args: Args) -> None:
     if args.batch < 1 or any(n < 1 for n in args.threads):
         raise ValueError("--batch and --threads: expected 1 or more")
@@ -86,7 +142,7 @@ def main(args: Args) -> None:
     from ..pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(args.model).to(choose(args.device))
-    found = rows(pipe, args)
+    found = bundle_rows(pipe, args) if args.bundle else rows(pipe, args)
     print((markdown if args.markdown else text)(found))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

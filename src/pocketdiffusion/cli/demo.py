@@ -98,7 +98,7 @@ def score(demo: Demo) -> None:
     from . import evaluate
 
     args = evaluate.Args(demo.args.model, per_prompt=2, prompts=demo.args.prompts)
-    result, _ = evaluate.scene_eval(demo.pipe, args)
+    result, _ = evaluate.scene_eval(evaluate.artist(demo.pipe, args), args)
     rows = [
         {"category": c, "score": round(s, 2), "95 % interval": "{:.2f} - {:.2f}".format(*result.intervals[c])}
         for c, s in result.scores.items()

@@ -30,6 +30,8 @@ CAPTIONS, PICTURES = 10**6, 10**6 + 1  # seeds of the world that no training run
 class Args:
     model: str = "scenes"
     """A shipped pipeline's name or a folder."""
+    bundle: Path | None = None
+    """An exported folder (pocket export) to score in place of the model."""
     per_prompt: int = 4
     """Pictures per prompt."""
     prompts: int | None = None
@@ -50,7 +52,26 @@ class Args:
     dtype: str = "fp32"
 
 
-def scene_eval(pipe: Pipeline, args: Args) -> tuple[Any, list[Tensor]]:
+def artist(pipe: Pipeline, args: Args) -> Any:
+    """(prompts, seed, first) -> pictures (B, 3, H, W) in [-1, 1], by the pipeline or the bundle."""
+    if args.bundle is None:
+        return lambda texts, seed, first: pipe.sample(
+            texts, "", args.steps, args.guidance, seed, first=first
+        ).cpu()
+    import torch
+
+    from ..runtime.bundle import Bundle
+
+    bundle = Bundle.open(args.bundle)
+
+    def draw(texts: list[str], seed: int, first: int) -> Tensor:
+        made = bundle.generate(texts, "", args.steps, args.guidance, seed, first)
+        return torch.from_numpy(made).permute(0, 3, 1, 2) / 127.5 - 1
+
+    return draw
+
+
+def scene_eval(draw: Any, args: Args) -> tuple[Any, list[Tensor]]:
     """The result, and the first picture of every prompt."""
     from tqdm import tqdm
 
@@ -64,7 +85,7 @@ def scene_eval(pipe: Pipeline, args: Args) -> tuple[Any, list[Tensor]]:
     with tqdm(total=len(chosen) * args.per_prompt, desc="SceneEval", disable=None, delay=2) as bar:
 
         def generate(texts: list[str], seeds: list[int]) -> Tensor:
-            pictures = pipe.sample(texts, "", args.steps, args.guidance, args.seed, first=seeds[0]).cpu()
+            pictures = draw(texts, args.seed, seeds[0])
             shown.extend(x for x, i in zip(pictures, seeds) if i % args.per_prompt == 0)
             bar.update(len(texts))
             return pictures
@@ -90,7 +111,7 @@ def judge(pipe: Pipeline, count: int = 1000) -> list[dict[str, Any]]:
     return rows
 
 
-def frechet_distance(pipe: Pipeline, args: Args) -> dict[str, float]:
+def frechet_distance(pipe: Pipeline, draw: Any, args: Args) -> dict[str, float]:
     """Frechet and kernel distance between pictures of world captions and the world's own pictures."""
     import torch
     from tqdm import tqdm
@@ -108,8 +129,7 @@ def frechet_distance(pipe: Pipeline, args: Args) -> dict[str, float]:
     with torch.no_grad():
         for i in tqdm(range(steps), "Frechet", disable=None, delay=2):
             captions: Any = world(CAPTIONS, i).text
-            fake = pipe.sample(captions, "", args.steps, args.guidance, args.seed + 1, first=i * world.batch)
-            ours.append(network.features(fake.cpu()))
+            ours.append(network.features(draw(captions, args.seed + 1, i * world.batch)))
             theirs.append(network.features(world(PICTURES, i).x))
             again.append(network.features(world(PICTURES + 1, i).x))
     a, b, c = (torch.cat(x)[: args.frechet] for x in (ours, theirs, again))
@@ -129,19 +149,24 @@ def check(args: Args) -> None:
 
 def main(args: Args) -> None:
     check(args)
-    from ..pipeline import Pipeline
+    from ..pipeline import Pipeline, Schedule
+    from ..runtime.manifest import read
+    from ..store import config_of
 
     pipe = Pipeline.from_pretrained(args.model).to(choose(args.device), precision(args.dtype))
+    if args.bundle:
+        pipe.schedule = config_of(Schedule, read(args.bundle).schedule, args.bundle)
     if args.judge:
         from ..bench.table import markdown
 
         print(markdown(judge(pipe)))
         return
     schedule = pipe.settings(args.steps, args.guidance)
-    result, shown = scene_eval(pipe, args)
+    draw = artist(pipe, args)
+    result, shown = scene_eval(draw, args)
     print(result.table())
     numbers: dict[str, Any] = {
-        "model": args.model,
+        "model": str(args.bundle or args.model),
         "steps": len(schedule.levels()) - 1,
         "guidance": schedule.guidance,
         "seed": args.seed,
@@ -158,7 +183,7 @@ def main(args: Args) -> None:
     if args.out:
         write(args.out, numbers, result, shown)
     if args.frechet:
-        numbers |= frechet_distance(pipe, args) | {"frechet_pictures": args.frechet}
+        numbers |= frechet_distance(pipe, draw, args) | {"frechet_pictures": args.frechet}
         print(
             f"Frechet distance {numbers['frechet']:.2f} (the world to itself: {numbers['floor']:.2f}),",
             end=" ",

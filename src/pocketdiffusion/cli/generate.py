@@ -48,6 +48,10 @@ class Args:
     """Enlarge by this whole factor, without smoothing."""
     model: str = "scenes"
     """A shipped pipeline's name or a folder."""
+    bundle: Path | None = None
+    """An exported folder (pocket export), run by onnxruntime in place of the model."""
+    sequential: bool = False
+    """With --bundle: one component in memory at a time."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     dtype: str = "fp32"
@@ -82,8 +86,6 @@ def write(picture: Image.Image, path: Path, settings: dict[str, Any]) -> None:
 
 def check(args: Args) -> list[str]:
     """The prompts; everything that can be refused before the model is loaded."""
-    from ..data.files import read_prompts
-
     if (args.prompt is None) == (args.prompts is None):
         raise ValueError('give a prompt ("two green stars") or --prompts FILE, one of them')
     if args.steps is not None and args.steps < 1:
@@ -100,21 +102,23 @@ def check(args: Args) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(13, "no permission to write", str(folder))
-    return read_prompts(args.prompts) if args.prompts else [args.prompt or ""]
+    if args.prompts is None:
+        return [args.prompt or ""]
+    from ..data.files import read_prompts
+
+    return read_prompts(args.prompts)
 
 
-def main(args: Args) -> None:
-    prompts = check(args)
+def from_model(args: Args, prompts: list[str]) -> tuple[list[Image.Image], dict[str, Any]]:
+    """Pictures by the torch pipeline, and the settings that made them."""
     from tqdm import tqdm
 
     from ..pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(args.model).to(choose(args.device), precision(args.dtype))
     schedule = pipe.settings(args.steps, args.guidance)
-    every = [p for p in prompts for _ in range(args.num_images)]
-    pictures: list[Image.Image] = []
-    batch = 16
-    total = -(-len(every) // batch) * (len(schedule.levels()) - 1)
+    steps, batch = len(schedule.levels()) - 1, 16
+    total = -(-len(prompts) * args.num_images // batch) * steps
     with tqdm(total=total, desc="steps", delay=2, disable=None) as bar:
         pictures = pipe(
             prompts,
@@ -127,16 +131,40 @@ def main(args: Args) -> None:
             batch=batch,
             callback=lambda step: bar.update(),
         )
+    return pictures, {"steps": steps, "guidance": schedule.guidance, "model": args.model}
+
+
+def from_bundle(args: Args, prompts: list[str]) -> tuple[list[Image.Image], dict[str, Any]]:
+    """The same by an exported bundle, without torch."""
+    from PIL import Image
+    from tqdm import tqdm
+
+    from ..runtime.bundle import Bundle
+    from ..runtime.schedule import levels
+
+    assert args.bundle is not None
+    bundle = Bundle.open(args.bundle, sequential=args.sequential)
+    height, width = bundle.manifest.picture
+    if args.size not in (None, height) or height != width:
+        raise ValueError(f"--size {args.size}: {args.bundle} was exported for {height} x {width} pixels")
+    every = [p for p in prompts for _ in range(args.num_images)]
+    steps = len(levels(bundle.manifest.schedule, args.steps)) - 1
+    with tqdm(total=len(every) * steps, desc="steps", delay=2, disable=None) as bar:
+        made = bundle.generate(
+            every, args.negative, args.steps, args.guidance, args.seed, callback=lambda _: bar.update()
+        )
+    scale = bundle.manifest.schedule["guidance"] if args.guidance is None else args.guidance
+    used = {"steps": steps, "guidance": scale, "model": f"{bundle.manifest.model} ({args.bundle})"}
+    return [Image.fromarray(x) for x in made], used
+
+
+def main(args: Args) -> None:
+    prompts = check(args)
+    pictures, used = (from_bundle if args.bundle else from_model)(args, prompts)
+    every = [p for p in prompts for _ in range(args.num_images)]
     if args.scale > 1:
         pictures = [p.resize((p.width * args.scale, p.height * args.scale), 0) for p in pictures]
-    settings = {
-        "negative": args.negative,
-        "seed": args.seed,
-        "steps": len(schedule.levels()) - 1,
-        "guidance": schedule.guidance,
-        "model": args.model,
-        "software": "pocketdiffusion",
-    }
+    settings = {"negative": args.negative, "seed": args.seed, **used, "software": "pocketdiffusion"}
     if args.grid:
         write(sheet(pictures, args.num_images), args.out, {"prompt": " | ".join(prompts), **settings})
         print(f"{args.out}: {len(pictures)} pictures, a row per prompt")

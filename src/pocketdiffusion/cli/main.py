@@ -13,6 +13,7 @@ VERBS = {
     "train": ("train", "run a recipe: pocket train NAME [flags]"),
     "cache": ("cache", "a folder of pictures -> latents and captions"),
     "eval": ("evaluate", "score a pipeline on SceneEval"),
+    "export": ("export", "a pipeline -> a bundle for a device"),
     "bench": ("bench", "parameters, latency and memory"),
     "info": ("info", "what is in a saved pipeline or network"),
     "demo": ("demo", "sample, train, score, time: a report in a few minutes"),
@@ -51,7 +52,7 @@ def guarded(argv: list[str]) -> int:
         return fail(str(error), 2)
     except ModuleNotFoundError as error:
         return fail(
-            f"{error}; install the extra that has it, e.g. pip install 'pocketdiffusion[train,eval]'", 1
+            f"{error}; install the extra that has it, e.g. pip install 'pocketdiffusion[train,eval,onnx]'", 1
         )
     except OSError as error:
         return fail(f"{error.filename or ''} {error.strerror or error}".strip(), 1)

@@ -40,6 +40,7 @@ class Args:
     steps: int = 10_000
     batch: int = 32  # per process
     lr: float = 1.5e-3
+    decay: float = 0.3  # share of the steps, at the end, over which the learning rate falls
     shift: float = 1.5  # of the times in training
     seed: int = 0
     bf16: bool | None = None  # autocast; None: where the device has it in hardware
@@ -116,7 +117,8 @@ def main(args: Args) -> None:
     data = Scenes(TRAIN_WORLD, args.batch, device=device)
     networks = {"transformer": model, "text_encoder": text}
     hooks = [every(args.look, look)] if args.look else []
-    state = fit(method, data, {"denoiser": optimiser}, networks, run, warmup_decay(args.steps), hooks)
+    rate = warmup_decay(args.steps, decay=args.decay)
+    state = fit(method, data, {"denoiser": optimiser}, networks, run, rate, hooks)
     if spread.rank():
         return
     with state.averaged():

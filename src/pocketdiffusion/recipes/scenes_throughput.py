@@ -61,7 +61,7 @@ def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     world = Scenes(TRAIN_WORLD, args.batch, device=device)
     vae = kl.AutoencoderKL(preset("AutoencoderKL", args.preset)).to(device).requires_grad_(False)
-    vae.to(memory_format=torch.channels_last)
+    vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     tokenizer = Tokenizer.train(captions(1024))
     steps = iter(range(10**9))
     drawing = timed(lambda: world(0, next(steps)), args.repeats, device)

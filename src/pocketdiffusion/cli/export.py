@@ -1,0 +1,131 @@
+"""pocket export: a pipeline -> a bundle for a device, checked against the original.
+
+    pocket export scenes --target onnx --precision int8 -o out/scenes-int8
+    pocket export scenes --precision w4 --size-mb 4 -o out/scenes-4mb      # bits per layer under a budget
+    pocket export scenes --precision int8 --dry-run
+
+A bundle carries its own runtime: python out/scenes-int8/run.py "two green stars". What does not compute what
+the original does is not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    from ..compress.bits import Plan
+    from ..export.program import Program
+    from ..pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Args:
+    model: Annotated[str, tyro.conf.Positional] = "scenes"
+    """A shipped pipeline's name or a folder."""
+    target: str = "onnx"
+    """Which runtime: onnx."""
+    precision: str = "fp32"
+    """fp32, fp16, int8, w8 or w4, as far as the target has it."""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Folder of the bundle."""
+    size: int | None = None
+    """Pixels per side; default: what the model was trained for."""
+    size_mb: float | None = None
+    """Budget for the weights of all components: 16, 8 or 4 bits are chosen per layer (w8 and w4)."""
+    plan: Path | None = None
+    """Folder of plans (COMPONENT.json); with --size-mb they are written there, without it read from there."""
+    dry_run: bool = False
+    """Say what would be written, and write nothing."""
+
+
+def check(args: Args) -> None:
+    """Everything that can be refused before the model is loaded."""
+    from ..export.bundle import target
+
+    writer = target(args.target)
+    if args.precision not in writer.PRECISIONS:
+        known = ", ".join(writer.PRECISIONS)
+        raise ValueError(f"--precision {args.precision}: target {args.target} has {known}")
+    if args.out is None and not args.dry_run:
+        raise ValueError("-o DIR: name a folder for the bundle (or --dry-run)")
+    if args.size_mb is not None and args.precision not in ("w8", "w4"):
+        raise ValueError(f"--size-mb chooses weight bits: use --precision w8 or w4, not {args.precision}")
+    if args.size_mb is not None and args.size_mb <= 0:
+        raise ValueError(f"--size-mb {args.size_mb}: expected a positive size")
+
+
+def measured(pipe: Pipeline, made: Mapping[str, Program], args: Args) -> dict[str, Plan]:
+    """One plan per component, the budget shared out by their sizes."""
+    from tqdm import tqdm
+
+    from ..compress.bits import choose, sensitivity, uniform
+    from ..compress.round import layers
+    from ..export.bundle import Choice, manifest_of
+    from ..export.parity import recorded
+
+    _, probes = recorded(made, manifest_of(pipe, made, Choice(args.target), args.model), pipe)
+    choices = (8, 4) if args.precision == "w4" else (8,)
+    whole = sum(uniform(p.module, 16).bytes for p in made.values())
+    plans = {}
+    for name, program in made.items():
+        # a few levels from everywhere along the way
+        few = probes[name][:: max(1, len(probes[name]) // 6)]
+        inputs = [tuple(probe[key] for key in program.inputs) for probe in few]
+        with tqdm(total=len(layers(program.module)), desc=f"{name}: layers", delay=2, disable=None) as bar:
+            errors = sensitivity(program.module, inputs, choices, lambda _: bar.update())
+        share = uniform(program.module, 16).bytes / whole
+        assert args.size_mb is not None
+        plans[name] = choose(program.module, errors, int(args.size_mb * 1e6 * share))
+    return plans
+
+
+def plans_of(pipe: Pipeline, made: Mapping[str, Program], args: Args) -> dict[str, Plan]:
+    from ..compress.bits import Plan
+
+    if args.size_mb is not None:
+        plans = measured(pipe, made, args)
+        for name, plan in plans.items() if args.plan else ():
+            plan.save(args.plan / f"{name}.json")  # type: ignore[operator]
+        return plans
+    if args.plan is None:
+        return {}
+    return {name: Plan.load(args.plan / f"{name}.json") for name in made}
+
+
+def main(args: Args) -> None:
+    check(args)
+    from ..bench.table import short, text
+    from ..compress.bits import table as bits_table
+    from ..compress.bits import uniform
+    from ..export.bundle import Choice, export, table
+    from ..export.program import programs
+    from ..pipeline import Pipeline
+
+    pipe = Pipeline.from_pretrained(args.model)
+    made = programs(pipe, args.size)
+    if args.dry_run:
+        rows: list[dict[str, Any]] = []
+        for name, program in made.items():
+            inputs = ", ".join(f"{k} {tuple(v.shape)}" for k, v in program.inputs.items())
+            fine, least = (uniform(program.module, b).bytes for b in (16, 4))
+            sizes = f"{short(fine, 'B')} - {short(least, 'B')}"
+            rows.append({"component": name, "inputs": inputs, "weights, 16 to 4 bits": sizes})
+        print(text(rows))
+        return
+    plans = plans_of(pipe, made, args)
+    for name, plan in plans.items():
+        print(f"{name}: {short(plan.bytes, 'B')} of weights, predicted relative error {plan.error**0.5:.3g}")
+        print(text(bits_table(made[name].module, plan)))
+    assert args.out is not None
+    choice = Choice(args.target, args.precision, args.size, plans)
+    report = export(pipe, args.out, choice, args.model, lambda what: print(what, flush=True))
+    print(text(table(report)))
+    median = sorted(report.psnr)[len(report.psnr) // 2]
+    print(f"{args.out}: {short(report.bytes, 'B')}; pictures agree to {median:.1f} dB (median)")
+    for warning in report.warnings:
+        print(f"warning: {warning}")

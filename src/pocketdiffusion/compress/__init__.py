@@ -1,0 +1,7 @@
+"""model -> model, or a plan (data) that one of them applies.
+
+Plans are data beside the weights; what is applied gives a plain model of the same class.
+
+    bits.py     How many bits each layer's weights get: a plan under a size budget, from measured errors.
+    round.py    Weights on the grid of their bits: a plain model that exporters pack without changing a value.
+"""

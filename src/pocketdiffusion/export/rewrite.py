@@ -1,0 +1,187 @@
+"""Same weights and function, operators that edge runtimes like: nn/ modules replaced.
+
+    rewritten(module, {Core: FoldedCore, RMSNorm: SummedRMSNorm}) -> a copy; the original stays as it is
+
+    FoldedCore       softmax(q k^T) v by two products, shared key-value heads folded into the tokens, an
+                     additive mask: SDPA's own decomposition asks for isnan, any and full_like, and LiteRT
+                     cannot run the expand that repeats key-value heads
+    SplitAttention   rotary pairs (i, i + d/2) in place of (2i, 2i + 1), by permuting the rows of W_q and W_k:
+                     two slices and one concatenation in place of 5-D tensors
+    Summed...Norm    means by a product with a constant column, eps as its bias: XNNPACK takes no mean over
+                     the last axis
+    FlatGroupNorm    means over (2, 3) of a 4-D tensor: GroupNorm itself is delegated nowhere
+    SigmoidMLP       gelu_tanh(x) = x sigmoid(1.5958 (x + 0.0447 x^3)), the same function
+
+Every rule is tested to change nothing (1e-5). A target lists the rules that it wants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..nn.attention.full import Attention, Core
+from ..nn.mlp import GEGLU, MLP
+from ..nn.norm import LayerNorm, RMSNorm
+
+Rules = Mapping[type[nn.Module], Callable[[nn.Module], nn.Module]]
+
+# Below every logit, and still a number in half precision; exp of it is zero.
+FAR = 1e4
+
+
+class FoldedCore(nn.Module):
+    """(q (B, H, N, d), k and v (B, K, M, d), mask (B, 1, 1, M) bool) -> y (B, H, N, d)."""
+
+    def __init__(self, _core: nn.Module | None = None):
+        super().__init__()
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        shape, group = q.shape, q.shape[1] // k.shape[1]
+        if group > 1:
+            q = q.reshape(shape[0], k.shape[1], group * shape[2], shape[3])
+        logits = (q * shape[3] ** -0.5) @ k.transpose(2, 3)
+        if mask is not None:
+            logits = logits + (mask.to(q.dtype) - 1) * FAR
+        y = logits.softmax(-1) @ v
+        return y.reshape(shape) if group > 1 else y
+
+
+class SplitAttention(nn.Module):
+    """``Attention`` whose rotary pairs lie half a head apart."""
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        assert isinstance(attention, Attention)
+        given = deepcopy(attention)
+        self.heads, self.kv_heads, self.head_dim = given.heads, given.kv_heads, given.head_dim
+        d = self.head_dim
+        order = torch.cat([torch.arange(0, d, 2), torch.arange(1, d, 2)])
+        self.q, self.k, self.v, self.out = given.q, given.k, given.v, given.out
+        for linear, heads in ((self.q, self.heads), (self.k, self.kv_heads)):
+            rows = (torch.arange(heads)[:, None] * d + order).flatten()
+            linear.weight = nn.Parameter(linear.weight.detach()[rows], requires_grad=False)
+            if linear.bias is not None:
+                linear.bias = nn.Parameter(linear.bias.detach()[rows], requires_grad=False)
+        for norm in (given.norm_q, given.norm_k):
+            if isinstance(norm, RMSNorm) and norm.weight is not None:
+                norm.weight = nn.Parameter(norm.weight.detach()[order], requires_grad=False)
+        self.norm_q, self.norm_k, self.core = given.norm_q, given.norm_k, given.core
+
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, other: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        source = x if other is None else other
+        (b, n, _), m, d = x.shape, source.shape[1], self.head_dim
+        q = self.norm_q(self.q(x).reshape(b, n, self.heads, d).transpose(1, 2))
+        k = self.norm_k(self.k(source).reshape(b, m, self.kv_heads, d).transpose(1, 2))
+        v = self.v(source).reshape(b, m, self.kv_heads, d).transpose(1, 2)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        y = self.core(q, k, v, None if mask is None else mask[:, None, None])
+        return self.out(y.transpose(1, 2).reshape(b, n, self.heads * d))
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + d/2) of ``x`` (..., N, d) by ``table`` (2, N, d/2)."""
+    half = x.shape[-1] // 2
+    cos, sin = table[0].to(x.dtype), table[1].to(x.dtype)
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+class SummedRMSNorm(nn.Module):
+    column: Tensor
+    eps: Tensor
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        assert isinstance(norm, RMSNorm)
+        self.weight = norm.weight
+        self.register_buffer("column", torch.full((1, norm.dim), 1 / norm.dim))
+        self.register_buffer("eps", torch.full((1,), norm.eps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * torch.rsqrt(F.linear(x * x, self.column, self.eps))
+        return y if self.weight is None else y * self.weight
+
+
+class SummedLayerNorm(nn.Module):
+    column: Tensor
+    eps: Tensor
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        assert isinstance(norm, LayerNorm)
+        self.weight, self.bias = norm.weight, norm.bias
+        self.register_buffer("column", torch.full((1, norm.dim), 1 / norm.dim))
+        self.register_buffer("eps", torch.full((1,), norm.eps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - F.linear(x, self.column)
+        y = x * torch.rsqrt(F.linear(x * x, self.column, self.eps))
+        return y if self.weight is None or self.bias is None else y * self.weight + self.bias
+
+
+class FlatGroupNorm(nn.Module):
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        assert isinstance(norm, nn.GroupNorm)
+        self.groups, self.channels, self.eps = norm.num_groups, norm.num_channels, norm.eps
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        y = x.reshape(b, self.groups, c // self.groups * h, w)
+        y = y - y.mean((2, 3), keepdim=True)
+        y = y * torch.rsqrt((y * y).mean((2, 3), keepdim=True) + self.eps)
+        y = y.reshape(b, c, h, w)
+        return y * self.weight[:, None, None] + self.bias[:, None, None] if self.weight is not None else y
+
+
+class SigmoidMLP(nn.Module):
+    def __init__(self, mlp: nn.Module):
+        super().__init__()
+        assert isinstance(mlp, MLP)
+        self.up, self.down = mlp.up, mlp.down
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(gelu(self.up(x)))
+
+
+class SigmoidGEGLU(nn.Module):
+    def __init__(self, mlp: nn.Module):
+        super().__init__()
+        assert isinstance(mlp, GEGLU)
+        self.gate, self.up, self.down = mlp.gate, mlp.up, mlp.down
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(gelu(self.gate(x)) * self.up(x))
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The tanh approximation, since (1 + tanh u) / 2 = sigmoid(2 u)."""
+    return x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x))
+
+
+ATTENTION: Rules = {Attention: SplitAttention, Core: FoldedCore}
+NORMS: Rules = {RMSNorm: SummedRMSNorm, LayerNorm: SummedLayerNorm, nn.GroupNorm: FlatGroupNorm}
+GELU: Rules = {MLP: SigmoidMLP, GEGLU: SigmoidGEGLU}
+
+
+def rewritten(module: nn.Module, rules: Rules) -> nn.Module:
+    """A copy of ``module`` in which every submodule of a ruled type is replaced, inner ones too."""
+    return _replace(deepcopy(module), rules)
+
+
+def _replace(module: nn.Module, rules: Rules) -> nn.Module:
+    rule = rules.get(type(module))
+    module = rule(module) if rule else module
+    for name, child in module.named_children():
+        setattr(module, name, _replace(child, rules))
+    return module

@@ -1,0 +1,113 @@
+"""Bundle: an exported folder, opened, checked and run by onnxruntime; no torch anywhere.
+
+bundle = Bundle.open("out/scenes-int8")
+bundle.generate(["two green stars"], seed=3)     # (1, 64, 64, 3) bytes
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .manifest import COMPONENTS, Manifest, read
+from .sample import Named, Progress, sample
+
+TARGETS = ("onnx", "web")
+
+
+def session(path: Path, threads: int | None = None) -> Any:
+    """An onnxruntime session on the CPU."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library's own classes derive from Exception alone
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: onnxruntime {ort.__version__} cannot load it ({reason})") from None
+
+
+class Words:
+    """Prompts -> (ids (1, N), mask (1, N)), as the manifest says."""
+
+    def __init__(self, folder: Path, text: dict[str, Any]):
+        from tokenizers import Tokenizer
+
+        path = folder / text["tokenizer"]
+        try:
+            self.inner = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{path}: not a readable tokenizer ({error})") from None
+        self.length, self.begin, self.end = text["length"], text["begin"], text["end"]
+
+    def __call__(self, prompt: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        # bytes that are no text come from a shell as lone surrogates
+        ids = self.inner.encode(prompt.encode("utf-8", "replace").decode()).ids
+        if len(ids) > self.length - 2:
+            has = len(ids) + 2
+            print(
+                f"warning: prompt cut to {self.length} tokens (it has {has}): {prompt[:60]!r}",
+                file=sys.stderr,
+            )
+        row = [self.begin, *ids[: self.length - 2], self.end]
+        padded = np.zeros((1, self.length), np.int32)
+        padded[0, : len(row)] = row
+        return padded, (np.arange(self.length)[None] < len(row)).astype(np.float32)
+
+
+class Bundle:
+    """``sequential``: one component in memory at a time, loaded when it is needed."""
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: int | None, sequential: bool):
+        self.folder, self.manifest, self.threads, self.sequential = folder, manifest, threads, sequential
+        self.words = Words(folder, manifest.text)
+        self.sessions: dict[str, Any] = {}
+        if not sequential:
+            for name in COMPONENTS:
+                self.session(name)
+
+    @classmethod
+    def open(cls, folder: str | Path, threads: int | None = None, sequential: bool = False) -> Bundle:
+        """ValueError says why a folder is refused: another target or format, a missing or changed file."""
+        return cls(Path(folder), read(Path(folder), TARGETS), threads, sequential)
+
+    def session(self, name: str) -> Any:
+        if name not in self.sessions:
+            path = self.folder / self.manifest.components[name]["file"]
+            self.sessions[name] = session(path, self.threads)
+        return self.sessions[name]
+
+    def release(self, name: str) -> None:
+        if self.sequential:
+            self.sessions.pop(name, None)
+
+    def __call__(self, name: str, inputs: Named) -> dict[str, Any]:
+        """Run one component on named arrays."""
+        opened = self.session(name)
+        wanted = [i.name for i in opened.get_inputs()]
+        found = opened.run(None, {key: inputs[key] for key in wanted})
+        return dict(zip([o.name for o in opened.get_outputs()], found))
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        negative: str = "",
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        first: int = 0,
+        callback: Callable[[Progress], None] | None = None,
+    ) -> NDArray[np.uint8]:
+        """One picture per prompt, (n, H, W, 3); picture i takes its noise from (seed, first + i)."""
+        said = [self.words(p) for p in prompts]
+        settings = (steps, guidance, seed, first, callback, self.release)
+        x = sample(self, self.manifest, said, self.words(negative), *settings)
+        return np.clip(np.round((x + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)

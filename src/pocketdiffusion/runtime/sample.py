@@ -1,0 +1,114 @@
+"""Prompt tokens -> pictures, given the three components as functions of named arrays.
+
+    call("text_encoder", {"ids", "mask"}) -> {"tokens", ...}
+    call("denoiser", {"x", "t", "tokens", "mask", ...}) -> {"v"}
+    call("decoder", {"z"}) -> {"picture"}
+
+The same schedule, guidance and noise as the torch pipeline. All prompts are encoded before the first is
+denoised and all denoised before the first is decoded, so that one component at a time needs to be in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ..noise import normal
+from .manifest import Manifest
+from .schedule import STEPS, Array, levels
+
+Named = Mapping[str, Any]
+Call = Callable[[str, Named], Named]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback sees after each step of each picture."""
+
+    picture: int
+    step: int  # counted from 1
+    steps: int
+    x0: Array  # (C, h, w), predicted
+
+
+def rows(call: Call, manifest: Manifest, x: Array, t: np.float32, conds: Sequence[Named]) -> list[Array]:
+    """Velocities of one latent under several conditions, in calls of the exported batch."""
+    batch = manifest.components["denoiser"]["inputs"]["x"]["shape"][0]
+    found: list[Array] = []
+    for i in range(0, len(conds), batch):
+        part = list(conds[i : i + batch])
+        part += part[-1:] * (batch - len(part))
+        inputs = {key: np.concatenate([c[key] for c in part]) for key in part[0]}
+        inputs |= {"x": np.stack([x] * batch), "t": np.full(batch, t, np.float32)}
+        found += list(call("denoiser", inputs)["v"])
+    return found[: len(conds)]
+
+
+def velocity(call: Call, manifest: Manifest, cond: Named, null: Named, guidance: float) -> Any:
+    """(x, t) -> v, guided inside the schedule's interval."""
+    low, high = manifest.schedule["interval"]
+
+    def v(x: Array, t: np.float32) -> Array:
+        if guidance == 1 or not low <= t <= high:
+            return rows(call, manifest, x, t, [cond])[0]
+        c, u = rows(call, manifest, x, t, [cond, null])
+        return u + np.float32(guidance) * (c - u)
+
+    return v
+
+
+def encode(call: Call, ids: Any, mask: Any) -> dict[str, Any]:
+    """One row of tokens -> what the denoiser reads."""
+    inputs = {"ids": ids.astype(np.int32), "mask": mask.astype(np.float32)}
+    return {**call("text_encoder", inputs), "mask": inputs["mask"]}
+
+
+def sample(
+    call: Call,
+    manifest: Manifest,
+    prompts: Sequence[tuple[Any, Any]],
+    negative: tuple[Any, Any],
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    first: int = 0,
+    callback: Callable[[Progress], None] | None = None,
+    done: Callable[[str], None] = lambda name: None,
+) -> Array:
+    """Pictures (n, 3, H, W) in [-1, 1], one per row of ``prompts``, each (ids, mask) of (1, N).
+
+    Picture i takes its noise from (seed, first + i). ``done(name)`` tells that a component is no longer
+    needed. Raises ValueError for steps that a few-step schedule does not allow.
+    """
+    schedule = manifest.schedule
+    scale = schedule["guidance"] if guidance is None else guidance
+    if not np.isfinite(scale) or scale < 0:
+        raise ValueError(f"guidance must be 0 or more, got {scale}")
+    times, step = levels(schedule, steps), STEPS[schedule["sampler"]]
+    known: dict[bytes, dict[str, Any]] = {}
+    for ids, mask in [*prompts, negative]:
+        key = ids.tobytes() + mask.tobytes()
+        known[key] = known.get(key) or encode(call, ids, mask)
+    conds = [known[ids.tobytes() + mask.tobytes()] for ids, mask in prompts]
+    null = known[negative[0].tobytes() + negative[1].tobytes()]
+    done("text_encoder")
+
+    latents = []
+    for i, cond in enumerate(conds):
+        x = normal(seed, first + i, 0, manifest.latent)
+        v = velocity(call, manifest, cond, null, scale)
+        for index, (t, s) in enumerate(pairwise(times)):
+            fresh = schedule["sampler"] == "renoise" and s > 0
+            noise = normal(seed, first + i, index + 1, manifest.latent) if fresh else None
+            x, x0 = step(v, x, t, s, noise)
+            if callback:
+                callback(Progress(i, index + 1, len(times) - 1, x0))
+        latents.append(x)
+    done("denoiser")
+    pictures = [call("decoder", {"z": x[None]})["picture"][0] for x in latents]
+    done("decoder")
+    return np.clip(np.stack(pictures), -1, 1)
