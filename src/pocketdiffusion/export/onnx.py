@@ -104,8 +104,6 @@ def write(
     if precision in ("w8", "w4"):
         module = rounded(module, chosen)
     proto = graph(program, module)
-    # shapes that the exporter noted stop onnxruntime's quantisers, which change them
-    del proto.graph.value_info[:]
     if precision == "int8":
         kept = {name for name, b in (bits or {}).items() if b == 16}
         proto = int8(proto, owners(proto, module, kept), probes or [program.inputs])
@@ -147,7 +145,8 @@ def int8(proto: Any, leave: list[str], probes: Probes) -> Any:
     with tempfile.TemporaryDirectory() as folder, quiet():
         a, b = Path(folder) / "a.onnx", Path(folder) / "b.onnx"
         if "Conv" in operators:
-            onnx.save(proto, a)
+            # calibration looks at those tensors only whose type is noted
+            onnx.save(onnx.shape_inference.infer_shapes(proto), a)
             quantize_static(
                 a,
                 b,
@@ -161,8 +160,9 @@ def int8(proto: Any, leave: list[str], probes: Probes) -> Any:
                 extra_options={"ActivationSymmetric": False},
             )
             proto = onnx.load(b)
-            del proto.graph.value_info[:]
         if operators & {"MatMul", "Gemm"}:
+            # but noted shapes stop the dynamic quantiser, which turns weights around
+            del proto.graph.value_info[:]
             onnx.save(proto, a)
             quantize_dynamic(
                 a,
@@ -237,6 +237,7 @@ def pack(proto: Any, module: nn.Module, bits: Bits) -> None:
 
 def four(proto: Any, leave: list[str]) -> Any:
     """MatMul with a constant matrix -> MatMulNBits, 4 bits in groups of 32 inputs."""
+    del proto.graph.value_info[:]
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     with quiet():
