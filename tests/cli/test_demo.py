@@ -14,7 +14,7 @@ def test_demo_writes_a_report(tiny_folder, tmp_path, capsys):
     argv = ["demo", "--out", tmp_path, "--model", tiny_folder, *flags]
     assert guarded([str(a) for a in argv]) == 0, capsys.readouterr().err
     page = (tmp_path / "report.html").read_text()
-    for heading in ("From prompt to picture", "Training, live", "Scored", "Timed"):
+    for heading in ("From prompt to picture", "Training, live", "Scored", "Timed", "Onto a device"):
         assert heading in page
     assert (tmp_path / "shipped.png").exists()
 

@@ -11,5 +11,5 @@ ValueError (exit code 2), trouble with the machine OSError or RuntimeError (exit
     export.py      pocket export: a pipeline -> a bundle for a device, checked against the original.
     bench.py       pocket bench: parameters, multiply-accumulates, latency and memory of a pipeline's parts.
     info.py        pocket info: what is in a saved pipeline or network.
-    demo.py        pocket demo: sample, train, score and time, in a report to look at.
+    demo.py        pocket demo: sample, train, score, time and export, in a report to look at.
 """

@@ -16,7 +16,7 @@ VERBS = {
     "export": ("export", "a pipeline -> a bundle for a device"),
     "bench": ("bench", "parameters, latency and memory"),
     "info": ("info", "what is in a saved pipeline or network"),
-    "demo": ("demo", "sample, train, score, time: a report in a few minutes"),
+    "demo": ("demo", "sample, train, score, time, export: a report in a few minutes"),
 }
 
 

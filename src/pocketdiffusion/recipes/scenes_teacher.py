@@ -40,8 +40,8 @@ class Args:
     steps: int = 10_000
     batch: int = 32  # per process
     lr: float = 1.5e-3
-    decay: float = 0.3  # share of the steps, at the end, over which the learning rate falls
-    shift: float = 1.5  # of the times in training
+    decay: float = 0.6  # share of the steps, at the end, over which the learning rate falls
+    shift: float = 2.5  # of the times in training
     seed: int = 0
     bf16: bool | None = None  # autocast; None: where the device has it in hardware
     compile: bool = True
