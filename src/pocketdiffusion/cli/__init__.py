@@ -9,6 +9,7 @@ ValueError (exit code 2), trouble with the machine OSError or RuntimeError (exit
     cache.py       pocket cache: a folder of pictures -> latents and captions in shards.
     evaluate.py    pocket eval: a pipeline on SceneEval, and its Frechet distance to the world.
     export.py      pocket export: a pipeline -> a bundle for a device, checked against the original.
+    serve_web.py   pocket serve-web: a web bundle on this machine, or on the local network.
     bench.py       pocket bench: parameters, multiply-accumulates, latency and memory of a pipeline's parts.
     info.py        pocket info: what is in a saved pipeline or network.
     demo.py        pocket demo: sample, train, score, time and export, in a report to look at.

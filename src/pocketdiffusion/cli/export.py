@@ -2,6 +2,7 @@
 
     pocket export scenes --target onnx --precision int8 -o out/scenes-int8
     pocket export scenes --precision w4 --size-mb 4 -o out/scenes-4mb      # bits per layer under a budget
+    pocket export scenes --target web --precision int8 -o out/site && pocket serve-web out/site
     pocket export scenes --precision int8 --dry-run
 
 A bundle carries its own runtime: python out/scenes-int8/run.py "two green stars". What does not compute what
@@ -28,7 +29,7 @@ class Args:
     model: Annotated[str, tyro.conf.Positional] = "scenes"
     """A shipped pipeline's name or a folder."""
     target: str = "onnx"
-    """Which runtime: onnx."""
+    """Which runtime: onnx or web."""
     precision: str = "fp32"
     """fp32, fp16, int8, w8 or w4, as far as the target has it."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
@@ -39,6 +40,8 @@ class Args:
     """Budget for the weights of all components: 16, 8 or 4 bits are chosen per layer (w8 and w4)."""
     plan: Path | None = None
     """Folder of plans (COMPONENT.json); with --size-mb they are written there, without it read from there."""
+    webgpu: bool = False
+    """Target web: put onnxruntime-web's WebGPU build (27 MB) beside the WASM one."""
     dry_run: bool = False
     """Say what would be written, and write nothing."""
 
@@ -122,7 +125,8 @@ def main(args: Args) -> None:
         print(f"{name}: {short(plan.bytes, 'B')} of weights, predicted relative error {plan.error**0.5:.3g}")
         print(text(bits_table(made[name].module, plan)))
     assert args.out is not None
-    choice = Choice(args.target, args.precision, args.size, plans)
+    runtimes = ("wasm", "webgpu") if args.webgpu else ("wasm",)
+    choice = Choice(args.target, args.precision, args.size, plans, runtimes)
     report = export(pipe, args.out, choice, args.model, lambda what: print(what, flush=True))
     print(text(table(report)))
     median = sorted(report.psnr)[len(report.psnr) // 2]

@@ -14,6 +14,7 @@ VERBS = {
     "cache": ("cache", "a folder of pictures -> latents and captions"),
     "eval": ("evaluate", "score a pipeline on SceneEval"),
     "export": ("export", "a pipeline -> a bundle for a device"),
+    "serve-web": ("serve_web", "show a web bundle in the browser"),
     "bench": ("bench", "parameters, latency and memory"),
     "info": ("info", "what is in a saved pipeline or network"),
     "demo": ("demo", "sample, train, score, time, export: a report in a few minutes"),

@@ -6,6 +6,8 @@
     DIR/run.py, DIR/pocketruntime/    runs the bundle without this package, where onnxruntime can
     DIR/report.json                   sizes, errors, operators, limits
 
+Target web has a page in place of run.py (web.py).
+
 A bundle is written under a temporary name and gets its own when parity holds; else nothing is left behind.
 """
 
@@ -30,7 +32,7 @@ from .parity import demand, demand_pictures, pictures, psnr, recorded, relative
 from .program import Program, programs
 
 # target -> the module of this folder that writes and runs it
-TARGETS: dict[str, str] = {"onnx": "onnx"}
+TARGETS: dict[str, str] = {"onnx": "onnx", "web": "web"}
 
 RUN = """import sys
 from pathlib import Path
@@ -56,6 +58,7 @@ class Choice:
     precision: str = "fp32"
     size: int | None = None
     plans: Mapping[str, Plan] = field(default_factory=dict)
+    runtimes: tuple[str, ...] = ("wasm",)  # target web: builds of onnxruntime-web to put beside it
 
 
 @dataclass
@@ -175,15 +178,22 @@ def export(
         ratios = [psnr(a, b) for a, b in zip(found, wanted)]
         demand_pictures(choice.precision, ratios)
         report = Report(choice.target, choice.precision, rows, ratios, warnings)
-        finish(pipe, temporary, manifest, report)
+        finish(pipe, temporary, manifest, report, writer, choice)
     return report
 
 
-def finish(pipe: Pipeline, folder: Path, manifest: Manifest, report: Report) -> None:
-    """Everything beside the components; the manifest last."""
+def finish(
+    pipe: Pipeline, folder: Path, manifest: Manifest, report: Report, writer: Any, choice: Choice
+) -> None:
+    """Everything beside the components; the manifest last, but for what names its hash."""
     pipe.text_encoder.tokenizer.save(folder)
-    carry_runtime(folder)
     (folder / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+    if choice.target == "web":
+        manifest = writer.furnish(folder, manifest, choice.runtimes)
+        replace(manifest, files=hashes(folder, [writer.UNSEALED])).write(folder)
+        writer.seal(folder)
+        return
+    carry_runtime(folder)
     replace(manifest, files=hashes(folder)).write(folder)
 
 

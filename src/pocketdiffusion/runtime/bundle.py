@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .manifest import COMPONENTS, Manifest, read
 from .sample import Named, Progress, sample
 
-TARGETS = ("onnx", "web")
+TARGETS = ("onnx",)
 
 
 def session(path: Path, threads: int | None = None) -> Any:

@@ -7,6 +7,7 @@ text                        tokenizer file, length, begin and end token
 components                  text_encoder, denoiser, decoder: file, inputs and outputs with shape and dtype
 files                       name -> SHA-256 of every file of the bundle but the manifest
 versions                    of what wrote it
+runtimes                    target web: builds of onnxruntime-web that are beside it (wasm, webgpu)
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Manifest:
     components: dict[str, dict[str, Any]]
     files: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    runtimes: list[str] = field(default_factory=list)
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
