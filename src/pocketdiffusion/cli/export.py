@@ -2,7 +2,7 @@
 
     pocket export scenes --target onnx --precision int8 -o out/scenes-int8
     pocket export scenes --precision w4 --size-mb 4 -o out/scenes-4mb      # bits per layer under a budget
-    pocket export scenes --target web --precision int8 -o out/site && pocket serve-web out/site
+    pocket export scenes --target web --precision int8 -o out/site         # then: pocket serve-web out/site
     pocket export scenes --precision int8 --dry-run
 
 A bundle carries its own runtime: python out/scenes-int8/run.py "two green stars". What does not compute what
