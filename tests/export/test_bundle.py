@@ -17,7 +17,7 @@ from pocketdiffusion.compress.round import layers
 from pocketdiffusion.export import onnx as target
 from pocketdiffusion.export.bundle import Choice, export, limits
 from pocketdiffusion.export.parity import LIMITS, ParityError, demand, psnr, relative
-from pocketdiffusion.export.program import programs
+from pocketdiffusion.export.program import Program, programs
 from pocketdiffusion.pipeline import Pipeline, to_pil
 from pocketdiffusion.runtime.bundle import Bundle
 
@@ -174,6 +174,24 @@ def test_packing_changes_no_value(tiny_pipe, tmp_path):
     assert relative(text, target.opened(tmp_path / "t.onnx", 1), [dict(text.inputs)]) > 1e-3
     found = target.operators(tmp_path / "t.onnx")
     assert found["MatMulNBits"] >= 1 and found["DequantizeLinear"] >= 1
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("channels", [32, 5])
+def test_packing_convolutions_changes_no_value(tmp_path, bits, channels):
+    """Rows of 288 inputs have nine groups at 4 bits, rows of 45 one."""
+    from pocketdiffusion.compress.round import rounded
+
+    torch.manual_seed(0)
+    conv = torch.nn.Sequential(torch.nn.Conv2d(channels, 7, 3)).eval().requires_grad_(False)
+    program = Program("conv", conv, {"x": torch.randn(1, channels, 6, 6)}, ("y",))
+    target.write(program, tmp_path / "c.onnx", "w4", {"0": bits})
+    plain = replace(program, module=rounded(conv, {"0": bits}))
+    assert relative(plain, target.opened(tmp_path / "c.onnx", 1), [dict(program.inputs)]) < 2e-6
+    if channels == 32:
+        assert (tmp_path / "c.onnx").stat().st_size < 7 * 288 * bits / 8 + 4 * 63 + 1500
+    with pytest.raises(ValueError, match="'1' is in one of them only"):
+        target.write(program, tmp_path / "c.onnx", "w4", {"0": bits, "1": 8})
 
 
 def test_a_budget_is_kept(tiny_folder, tmp_path, capsys):

@@ -98,6 +98,8 @@ def write(
 
     module = rewritten(program.module, ATTENTION)
     chosen = dict(bits or dict.fromkeys(layers(module), {"w8": 8, "w4": 4}.get(precision, 16)))
+    if odd := sorted(set(chosen) ^ set(layers(module))):
+        raise ValueError(f"the plan of {program.name} is of another model: {odd[0]!r} is in one of them only")
     if precision == "fp16":
         onnx.save(graph(program, Half(module)), path)
         return
@@ -189,50 +191,62 @@ class Reader:
 
 
 def pack(proto: Any, module: nn.Module, bits: Bits) -> None:
-    """In place: 8-bit weights, and those at 4 bits that MatMulNBits does not take, as int8 and scales."""
-    from onnx import helper, numpy_helper
+    """In place: weights at 8 bits, and those at 4 that MatMulNBits does not take, as integers and scales."""
+    from onnx import numpy_helper
 
     matrices = set(owners(proto, module, {n for n, b in bits.items() if b == 4}))
-    products = {
-        node.input[1] for node in proto.graph.node if node.op_type == "MatMul" and node.name in matrices
-    }
-    by_value: dict[bytes, tuple[Any, bool, int]] = {}
+    products = {n.input[1] for n in proto.graph.node if n.op_type == "MatMul" and n.name in matrices}
+    by_value: dict[bytes, tuple[Tensor, bool, int]] = {}
     for name, layer in layers(module).items():
-        if bits[name] == 16:
-            continue
-        w: Tensor = layer.weight  # type: ignore[assignment]
-        by_value[w.detach().numpy().tobytes()] = (w.detach(), False, bits[name])
-        if w.ndim == 2:
-            by_value[np.ascontiguousarray(w.detach().numpy().T).tobytes()] = (w.detach(), True, bits[name])
-    nodes = []
+        w: Tensor = layer.weight.detach()  # type: ignore[union-attr,operator,assignment]
+        if bits[name] < 16:
+            by_value[w.numpy().tobytes()] = (w, False, bits[name])
+        if bits[name] < 16 and w.ndim == 2:
+            by_value[np.ascontiguousarray(w.numpy().T).tobytes()] = (w, True, bits[name])
+    unpacking: list[Any] = []
     for key, constant in constants(proto).items():
         found = by_value.get(numpy_helper.to_array(constant).tobytes())
         if found is None or key in products:
             continue
-        w, turned, b = found
-        q, scale = (x.numpy() for x in codes(w, b))
-        row = w[0].numel()
-        extra: dict[str, Any] = {"axis": 1 if turned else 0}
-        if scale.shape[1] > 1:
-            # one scale per block of inputs, which only products have
-            if w.ndim > 2:
-                continue
-            extra = {"axis": 0 if turned else 1, "block_size": row // scale.shape[1]}
-            scale = scale.T if turned else scale
-        else:
-            scale = scale[:, 0]
-        q = q.T if turned else q
-        parts = [
-            numpy_helper.from_array(np.ascontiguousarray(q).astype(np.int8), f"{key}.int8"),
-            numpy_helper.from_array(np.ascontiguousarray(scale).astype(np.float32), f"{key}.scale"),
-        ]
+        made, nodes = packed(key, *found)
         proto.graph.initializer.remove(constant)
-        proto.graph.initializer.extend(parts)
-        nodes.append(
-            helper.make_node("DequantizeLinear", [p.name for p in parts], [key], f"{key}.unpack", **extra)
-        )
-    for i, node in enumerate(nodes):
+        proto.graph.initializer.extend(made)
+        unpacking += nodes
+    for i, node in enumerate(unpacking):
         proto.graph.node.insert(i, node)
+
+
+def packed(key: str, weight: Tensor, turned: bool, bits: int) -> tuple[list[Any], list[Any]]:
+    """Initialisers and nodes that give the constant ``key`` back: ``weight``, or its transpose."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    q, scale = (x.numpy() for x in codes(weight, bits))
+    extra: dict[str, Any] = {"axis": 1 if turned else 0}
+    flat = scale.shape[1] > 1  # one scale per block of inputs: as a matrix, whatever the shape
+    if flat:
+        q = q.reshape(len(q), -1)
+        extra = {"axis": 0 if turned else 1, "block_size": q.shape[1] // scale.shape[1]}
+        scale = scale.T if turned else scale
+    else:
+        scale = scale[:, 0]
+    q = np.ascontiguousarray(q.T if turned else q).astype(np.int8)
+    if bits == 4:
+        pairs = np.append(q.ravel(), np.zeros(q.size % 2, np.int8)).reshape(-1, 2) & 0xF
+        bytes_ = (pairs[:, 0] | pairs[:, 1] << 4).astype(np.uint8).tobytes()
+        integers = helper.make_tensor(f"{key}.int4", TensorProto.INT4, q.shape, bytes_, raw=True)
+    else:
+        integers = numpy_helper.from_array(q, f"{key}.int8")
+    scales = numpy_helper.from_array(np.ascontiguousarray(scale).astype(np.float32), f"{key}.scale")
+    tensors, shaped = [integers, scales], flat and weight.ndim > 2
+    to = f"{key}.matrix" if shaped else key
+    nodes = [
+        helper.make_node("DequantizeLinear", [integers.name, scales.name], [to], f"{key}.unpack", **extra)
+    ]
+    if shaped:
+        shape = numpy_helper.from_array(np.array(weight.shape, np.int64), f"{key}.shape")
+        tensors.append(shape)
+        nodes.append(helper.make_node("Reshape", [to, shape.name], [key], f"{key}.fold"))
+    return tensors, nodes
 
 
 def four(proto: Any, leave: list[str]) -> Any:
