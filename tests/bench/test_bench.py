@@ -121,7 +121,8 @@ def test_peak_memory_is_weights_and_activations():
     # a process of its own costs seconds, so both at once: every row is read, and appears twice in the output
     found = peak(nn.Embedding(1000, 8000), (torch.arange(2000) % 1000,))
     assert found.weights == 32e6
-    assert 96e6 <= found.peak < 110e6
+    # resident memory is counted in pages, and a few of the start are shared
+    assert 95e6 <= found.peak < 110e6
 
 
 @pytest.mark.gpu
