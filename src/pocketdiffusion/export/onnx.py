@@ -31,7 +31,6 @@ from .rewrite import ATTENTION, rewritten
 
 PRECISIONS = ("fp32", "fp16", "int8", "w8", "w4")
 SUFFIX = ".onnx"
-EXTRA = "onnx"
 OPSET = 21  # the first with scales per block
 
 Named = Mapping[str, Any]

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..pipeline import Pipeline
+from ..pipeline import Decoder, Pipeline
 from ..types import Cond
 
 # What a condition may hold beside tokens and mask, and what a device would have to be given for it.
@@ -66,17 +65,6 @@ class DenoiserStep(nn.Module):
         return self.denoiser(x, t, Cond(tokens, mask > 0.5, **dict(zip(self.extras, more, strict=True))))
 
 
-class DecoderStep(nn.Module):
-    """An autoencoder's decoder; latents come at unit variance, scale and shift are inside."""
-
-    def __init__(self, vae: Any):
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.vae.decode(z)
-
-
 def programs(pipe: Pipeline, size: int | tuple[int, int] | None = None) -> dict[str, Program]:
     """The three programs of ``pipe`` for pictures of ``size`` pixels, with example inputs, in fp32."""
     for network in pipe.components.values():
@@ -106,5 +94,5 @@ def programs(pipe: Pipeline, size: int | tuple[int, int] | None = None) -> dict[
         **said,
     }
     step = Program("denoiser", DenoiserStep(pipe.transformer, extras), inputs, ("v",))
-    last = Program("decoder", DecoderStep(pipe.vae), {"z": x[:1].clone()}, ("picture",))
+    last = Program("decoder", Decoder(pipe.vae), {"z": x[:1].clone()}, ("picture",))
     return {p.name: p for p in (first, step, last)}

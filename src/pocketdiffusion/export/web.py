@@ -24,8 +24,7 @@ from ..runtime.manifest import Manifest, sha256
 from . import onnx as graphs
 
 PRECISIONS = graphs.PRECISIONS
-SUFFIX, EXTRA = graphs.SUFFIX, "web"
-write, opened, operators = graphs.write, graphs.opened, graphs.operators
+SUFFIX, write, opened, operators = graphs.SUFFIX, graphs.write, graphs.opened, graphs.operators
 
 SHARD = 8 * 2**20  # bytes
 PAGE = Path(__file__).parent / "page"

@@ -1,6 +1,6 @@
 """The text-to-image teacher of the scenes world: a DiT and its text encoder.
 
-    pocket train scenes_teacher                                             # one core, some 55 pictures/s
+    pocket train scenes_teacher                                             # one core, 55 pictures/s (bf16)
     torchrun --nproc-per-node 2 -m pocketdiffusion train scenes_teacher     # both cores
     pocket train scenes_teacher --device cuda --batch 512 --steps 20000     # a GPU
     pocket train scenes_teacher --init FOLDER/pipeline --out runs/more      # goes on from a finished one
