@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pocketdiffusion.autoencoders import kl
-from pocketdiffusion.data.latents import Latents, weights_hash, write, written
+from pocketdiffusion.data.latents import Encoded, Latents, weights_hash, write, written
 from pocketdiffusion.types import Batch, Cond
 
 
@@ -195,3 +195,26 @@ def test_weights_hash_tells_shapes_types_and_names_apart():
         of(a=torch.tensor(0.0)),
     ]
     assert len(set(alike)) == len(alike)
+
+
+def test_pictures_are_encoded_once_for_all_their_steps():
+    asked, encoded = [], []
+
+    def pictures(seed, step):
+        asked.append(step)
+        return Batch(torch.full((2, 3, 4, 4), float(step)), ["a", "b"])
+
+    def encode(x):
+        encoded.append(x)
+        return x[:, :1] + 1
+
+    # two processes: rank 1 sees every second step
+    data = Encoded(pictures, encode, uses=3, world=2)
+    seen = [data(0, step) for step in range(1, 14, 2)]
+    assert asked == [1, 3, 5] and len(encoded) == 3
+    assert [float(b.x[0, 0, 0, 0]) for b in seen] == [2, 2, 2, 4, 4, 4, 6]
+    assert seen[0].text == ["a", "b"] and seen[0].x.shape == (2, 1, 4, 4)
+    # a resumed run sees what it would have seen
+    assert torch.equal(Encoded(pictures, encode, 3, 2)(0, 9).x, seen[4].x)
+    with pytest.raises(ValueError, match="uses must be at least 1"):
+        Encoded(pictures, encode, 0)

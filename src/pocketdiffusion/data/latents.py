@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from ..disk import renamed, save_tensors
 from ..types import Batch, Cond
@@ -119,6 +119,35 @@ class Latents:
         shard = bisect_right(self.ends, i)
         row = i - self.ends[shard - 1] if shard else i
         return _cut(self.shards[shard].batch, row, row + 1)
+
+
+class Encoded:
+    """``data`` with latents in place of its pixels, encoded as they are needed.
+
+    Every batch serves ``uses`` steps in a row, for which a method draws other times and noise.
+    ``world``: processes, each of which asks for its own batches (train/spread.py).
+    """
+
+    def __init__(
+        self,
+        data: Callable[[int, int], Batch],
+        encode: Callable[[Tensor], Tensor],
+        uses: int = 1,
+        world: int = 1,
+    ):
+        if uses < 1:
+            raise ValueError(f"uses must be at least 1, got {uses}")
+        self.data, self.encode, self.uses, self.world = data, encode, uses, world
+        self.last: tuple[tuple[int, int], Batch] | None = None
+
+    def __call__(self, seed: int, step: int) -> Batch:
+        step, rank = divmod(step, self.world)
+        where = seed, step // self.uses * self.world + rank
+        if self.last is None or self.last[0] != where:
+            batch = self.data(*where)
+            with torch.no_grad():
+                self.last = where, Batch(self.encode(batch.x).float(), batch.text)
+        return self.last[1]
 
 
 class _Shard:

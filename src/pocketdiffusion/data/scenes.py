@@ -223,9 +223,9 @@ TRAIN_WORLD = replace(
     EVAL_WORLD,
     held_out=HELD_OUT,
     empty=0.01,
-    groups=(0.4, 0.52, 0.08),
-    singles=0.62,
+    groups=(0.38, 0.57, 0.05),
+    singles=0.72,
     textured=0.1,
-    tell_colour=0.7,
+    tell_colour=0.4,
     tell_backdrop=0.2,
 )

@@ -6,7 +6,8 @@
     pocket train scenes_teacher --init FOLDER/pipeline --out runs/more      # goes on from a finished one
 
 Needs the autoencoder of scenes_autoencoder and scenes_decoder. Pictures are drawn and encoded on the fly and
-never repeat. Expected: see docs/results.md (SceneEval). Ends with a pipeline folder, OUT/pipeline.
+none comes back after its ``uses`` steps in a row. Expected: see docs/results.md (SceneEval). Ends with a
+pipeline folder, OUT/pipeline.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import store
+from ..data.latents import Encoded
 from ..data.scenes import TRAIN_WORLD, Scenes
 from ..device import bf16, choose
 from ..methods.flow_matching import FlowMatching
@@ -39,6 +41,7 @@ class Args:
     preset: str = "scenes"
     steps: int = 10_000
     batch: int = 32  # per process
+    uses: int = 4  # steps that a batch serves, with other times and noise: encoding is a fifth of a step
     lr: float = 1.5e-3
     decay: float = 0.6  # share of the steps, at the end, over which the learning rate falls
     shift: float = 2.5  # of the times in training
@@ -88,9 +91,7 @@ def main(args: Args) -> None:
     model, text = networks_of(args, device)
 
     def embed(batch: Batch) -> tuple[Tensor, Cond]:
-        with torch.no_grad():
-            x0 = vae.encode(batch.x).float()
-        return x0, text.embed(batch.text)
+        return batch.x, text.embed(batch.text)
 
     trained = [*model.parameters(), *text.parameters()]
     method = FlowMatching(model, embed, lambda: text.embed([""]), trained, shift=args.shift)
@@ -115,7 +116,8 @@ def main(args: Args) -> None:
         log_every=25,
         name="teacher",
     )
-    data = Scenes(TRAIN_WORLD, args.batch, device=device)
+    scenes = Scenes(TRAIN_WORLD, args.batch, device=device)
+    data = Encoded(scenes, vae.encode, args.uses, spread.world())
     networks = {"transformer": model, "text_encoder": text}
     hooks = [every(args.look, look)] if args.look else []
     rate = warmup_decay(args.steps, decay=args.decay)
