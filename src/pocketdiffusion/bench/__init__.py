@@ -6,6 +6,7 @@ Every function takes a module and its inputs (ours have ``model.example()``), ou
 and leaves it as it was. Numbers are plain: bytes, milliseconds, multiply-accumulates.
 
     cost.py       Parameters, bytes and multiply-accumulates of a model and of its submodules to any depth.
+    costs.py      Fills cost tables: every distinct block and branch of a model, measured alone on a runtime.
     latency.py    How long a call takes: warm-up, median and spread, and whether others were using the cores.
     memory.py     Peak memory of one forward call: the allocator's on a GPU, a fresh process's on the CPU.
     table.py      Prints rows of results as aligned plain text or as markdown.

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..runtime.peak import high_water
 from .latency import device_of
 
 
@@ -30,19 +31,6 @@ class Memory:
     weights: int  # bytes of parameters and buffers
     peak: int  # bytes, weights included
     device: str
-
-
-def high_water() -> int:
-    """The most bytes that were ever resident in this process."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # not getrusage: on Linux a child inherits its parent's maximum
-        return 1024 * next(
-            int(v.split()[1]) for v in status.read_text().splitlines() if v.startswith("VmHWM")
-        )
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _on_gpu(model: nn.Module, inputs: Sequence[Any], weights: int, device: torch.device) -> int:

@@ -11,6 +11,7 @@ ValueError (exit code 2), trouble with the machine OSError or RuntimeError (exit
     export.py      pocket export: a pipeline -> a bundle for a device, checked against the original.
     serve_web.py   pocket serve-web: a web bundle on this machine, or on the local network.
     bench.py       pocket bench: parameters, multiply-accumulates, latency and memory of a pipeline's parts.
+    costs.py       pocket costs: what every block and branch of a model takes, here or on a phone, as a table.
     info.py        pocket info: what is in a saved pipeline or network.
     demo.py        pocket demo: sample, train, score, time and export, in a report to look at.
 """

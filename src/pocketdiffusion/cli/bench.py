@@ -28,6 +28,8 @@ class Args:
     threads: tuple[int, ...] = (1,)
     """Numbers of CPU threads to measure with."""
     runs: int = 20
+    pictures: int = 3
+    """With --bundle: whole pictures to time."""
     device: str = "auto"
     dtype: str = "fp32"
     """fp32, bf16 or fp16 (autocast)."""
@@ -82,55 +84,94 @@ def rows(pipe: Any, args: Args) -> list[dict[str, Any]]:
 
 
 def bundle_rows(pipe: Any, args: Args) -> list[dict[str, Any]]:
-    """Eager fp32 and every bundle, component by component, each at every number of threads."""
-    import time
-
-    import torch
-
-    from ..bench.latency import latency
+    """Eager fp32 and every bundle: each component, then a whole picture, at every number of threads."""
     from ..export.program import programs
-    from ..runtime.bundle import Bundle
     from ..runtime.manifest import COMPONENTS
+    from .generate import bundle_of
 
-    bundles = [Bundle.open(folder, sequential=True) for folder in args.bundle]
+    bundles = {folder: bundle_of(folder, sequential=True) for folder in args.bundle}
+    made = programs(pipe)
     rows: list[dict[str, Any]] = []
     for name in COMPONENTS:
-        program = programs(pipe)[name]
-        inputs = tuple(program.inputs.values())
-        weights = sum(p.nbytes for p in program.module.parameters())
-        eager: dict[str, Any] = {"part": name, "runtime": "eager fp32", "MB": weights / 1e6, "load ms": None}
-        for n in args.threads:
-            with torch.no_grad():
-                timed = latency(program.module, inputs, args.runs, threads=n)
-            eager |= columns(n, timed, timed.median)
+        eager = eager_row(made[name], args)
         rows.append(eager)
-        for folder, bundle in zip(args.bundle, bundles):
-            described = bundle.manifest.components[name]
-            if (shapes := [list(v.shape) for v in inputs]) != (
-                theirs := [i["shape"] for i in described["inputs"].values()]
-            ):
-                raise ValueError(f"{folder}: {name} takes {theirs}, {args.model} takes {shapes}")
-            given = {key: value.numpy() for key, value in program.inputs.items()}
-            size = (folder / described["file"]).stat().st_size
-            row: dict[str, Any] = {"part": name, "runtime": str(folder), "MB": size / 1e6}
-            for n in args.threads:
-                bundle.threads = n
-                started = time.perf_counter()
-                bundle(name, given)
-                row.setdefault("load ms", 1e3 * (time.perf_counter() - started))
-                timed = latency(lambda b=bundle, i=given, c=name: b(c, i), (), args.runs, threads=n)
-                row |= columns(n, timed, eager[f"ms ({n} thr)"])
-                bundle.release(name)
-            rows.append(row)
+        rows += [component_row(folder, bundle, made[name], eager, args) for folder, bundle in bundles.items()]
+    eager = {
+        "part": "picture",
+        "runtime": "eager fp32",
+        "MB": sum(r["MB"] for r in rows if "eager" in r["runtime"]),
+    }
+    prompt = "two green stars"
+    for n in args.threads:
+        eager |= timed(n, lambda: pipe.sample([prompt]), args.pictures, None)
+    rows.append(eager)
+    for folder, bundle in bundles.items():
+        size = sum(r["MB"] for r in rows if r["runtime"] == str(folder))
+        row: dict[str, Any] = {"part": "picture", "runtime": str(folder), "MB": size}
+        for n in args.threads:
+            bundle.threads, bundle.sequential = n, False
+            row |= timed(n, lambda b=bundle: b.generate([prompt]), args.pictures, eager[f"ms ({n} thr)"])
+            bundle.loaded.clear()
+        rows.append(row)
     return rows
 
 
-def columns(threads: int, timed: Any, eager: float) -> dict[str, Any]:
-    note = " contended" if timed.contended else ""
-    return {
-        f"ms ({threads} thr)": timed.median,
-        f"speed ({threads} thr)": f"{eager / timed.median:.2f}{note}",
+def eager_row(program: Any, args: Args) -> dict[str, Any]:
+    weights = sum(p.nbytes for p in program.module.parameters())
+    inputs = tuple(program.inputs.values())
+    row: dict[str, Any] = {
+        "part": program.name,
+        "runtime": "eager fp32",
+        "MB": weights / 1e6,
+        "load ms": None,
     }
+    if args.memory:
+        from ..bench.memory import peak
+
+        row["peak MB"] = peak(program.module, inputs).peak / 1e6
+    for n in args.threads:
+        row |= timed(n, lambda: program.module(*inputs), args.runs, None)
+    return row
+
+
+def component_row(
+    folder: Path, bundle: Any, program: Any, eager: dict[str, Any], args: Args
+) -> dict[str, Any]:
+    """One component of a bundle; "load" is the time until its first result."""
+    import time
+
+    from ..export.bundle import size_of, target
+    from ..runtime.peak import peak
+
+    name, inputs = program.name, program.inputs
+    described = bundle.manifest.components[name]
+    if (ours := [list(v.shape) for v in inputs.values()]) != (
+        theirs := [i["shape"] for i in described["inputs"].values()]
+    ):
+        raise ValueError(f"{folder}: {name} takes {theirs}, {args.model} takes {ours}")
+    given = {key: value.numpy() for key, value in inputs.items()}
+    path, writer = folder / described["file"], target(bundle.manifest.target)
+    row: dict[str, Any] = {"part": name, "runtime": str(folder), "MB": size_of(path) / 1e6}
+    if args.memory and writer.LIBRARY:
+        row["peak MB"] = peak(path, given, writer.__name__, writer.LIBRARY) / 1e6
+    for n in args.threads:
+        bundle.threads = n
+        started = time.perf_counter()
+        bundle(name, given)
+        row.setdefault("load ms", 1e3 * (time.perf_counter() - started))
+        row |= timed(n, lambda: bundle(name, given), args.runs, eager[f"ms ({n} thr)"])
+        bundle.release(name)
+    return row
+
+
+def timed(threads: int, call: Any, runs: int, eager: float | None) -> dict[str, Any]:
+    """Milliseconds, and how many times faster than eager fp32."""
+    from ..bench.latency import latency
+
+    found = latency(call, (), runs, warmup=min(3, runs), threads=threads)
+    ratio = (eager or found.median) / found.median
+    note = " contended" if found.contended else ""
+    return {f"ms ({threads} thr)": found.median, f"speed ({threads} thr)": f"{ratio:.2f}{note}"}
 
 
 def main(args: Args) -> None:

@@ -60,9 +60,9 @@ def artist(pipe: Pipeline, args: Args) -> Any:
         ).cpu()
     import torch
 
-    from ..runtime.bundle import Bundle
+    from .generate import bundle_of
 
-    bundle = Bundle.open(args.bundle)
+    bundle = bundle_of(args.bundle)
 
     def draw(texts: list[str], seed: int, first: int) -> Tensor:
         made = bundle.generate(texts, "", args.steps, args.guidance, seed, first)

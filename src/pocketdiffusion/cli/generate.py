@@ -22,6 +22,8 @@ from ..disk import renamed
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..runtime.bundle import Bundle
+
 
 @dataclass(frozen=True)
 class Args:
@@ -49,7 +51,7 @@ class Args:
     model: str = "scenes"
     """A shipped pipeline's name or a folder."""
     bundle: Path | None = None
-    """An exported folder (pocket export), run by onnxruntime in place of the model."""
+    """An exported folder (pocket export), run in place of the model by its own runtime."""
     sequential: bool = False
     """With --bundle: one component in memory at a time."""
     device: str = "auto"
@@ -134,16 +136,31 @@ def from_model(args: Args, prompts: list[str]) -> tuple[list[Image.Image], dict[
     return pictures, {"steps": steps, "guidance": schedule.guidance, "model": args.model}
 
 
+def bundle_of(folder: Path, threads: int | None = None, sequential: bool = False) -> Bundle:
+    """An exported folder: target onnx without torch, others by their own runtime, as far as it runs here."""
+    from ..runtime.bundle import RUNTIMES, Bundle
+
+    def elsewhere(name: str) -> Any:
+        def opened(path: Path, threads: int | None) -> Any:
+            from ..export.bundle import target
+
+            return target(name).opened(path, threads)
+
+        return opened
+
+    others = {name: elsewhere(name) for name in ("executorch", "coreml")}
+    return Bundle.open(folder, threads, sequential, {**RUNTIMES, **others})
+
+
 def from_bundle(args: Args, prompts: list[str]) -> tuple[list[Image.Image], dict[str, Any]]:
-    """The same by an exported bundle, without torch."""
+    """The same by an exported bundle."""
     from PIL import Image
     from tqdm import tqdm
 
-    from ..runtime.bundle import Bundle
     from ..runtime.schedule import levels
 
     assert args.bundle is not None
-    bundle = Bundle.open(args.bundle, sequential=args.sequential)
+    bundle = bundle_of(args.bundle, sequential=args.sequential)
     height, width = bundle.manifest.picture
     if args.size not in (None, height) or height != width:
         raise ValueError(f"--size {args.size}: {args.bundle} was exported for {height} x {width} pixels")

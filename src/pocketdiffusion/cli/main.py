@@ -16,6 +16,7 @@ VERBS = {
     "export": ("export", "a pipeline -> a bundle for a device"),
     "serve-web": ("serve_web", "show a web bundle in the browser"),
     "bench": ("bench", "parameters, latency and memory"),
+    "costs": ("costs", "what every block takes, as a table for pruning and search"),
     "info": ("info", "what is in a saved pipeline or network"),
     "demo": ("demo", "sample, train, score, time, export: a report in a few minutes"),
 }

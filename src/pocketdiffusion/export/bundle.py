@@ -3,7 +3,7 @@
     DIR/manifest.json                 what it is (runtime/manifest.py)
     DIR/{text_encoder,denoiser,decoder}.SUFFIX
     DIR/tokenizer.json
-    DIR/run.py, DIR/pocketruntime/    runs the bundle without this package, where onnxruntime can
+    DIR/run.py, DIR/pocketruntime/    target onnx: runs the bundle without this package
     DIR/report.json                   sizes, errors, operators, limits
 
 Target web has a page in place of run.py (web.py).
@@ -28,11 +28,12 @@ from ..compress.bits import Plan
 from ..disk import replacing
 from ..pipeline import Pipeline
 from ..runtime.manifest import COMPONENTS, FILE, Manifest, hashes
+from ..runtime.peak import peak
 from .parity import demand, demand_pictures, pictures, psnr, recorded, relative
 from .program import Program, programs
 
 # target -> the module of this folder that writes and runs it
-TARGETS: dict[str, str] = {"onnx": "onnx", "web": "web"}
+TARGETS: dict[str, str] = {"onnx": "onnx", "executorch": "executorch", "coreml": "coreml", "web": "web"}
 
 RUN = """import sys
 from pathlib import Path
@@ -81,6 +82,11 @@ def target(name: str) -> Any:
     if name not in TARGETS:
         raise ValueError(f"unknown target {name!r}; known: {', '.join(TARGETS)}")
     return importlib.import_module(f".{TARGETS[name]}", __package__)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files of a package that is a folder."""
+    return sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
 
 
 def described(program: Program) -> dict[str, Any]:
@@ -170,8 +176,11 @@ def export(
             run[name] = writer.opened(path)
             rel = relative(made[name], run[name], probes[name])
             demand(name, choice.precision, rel)
-            bytes_ = path.stat().st_size
-            rows.append({"component": name, "bytes": bytes_, "rel": rel, "operators": writer.operators(path)})
+            bytes_ = size_of(path)
+            row = {"component": name, "bytes": bytes_, "rel": rel, "operators": writer.operators(path)}
+            if writer.LIBRARY:
+                row["peak"] = peak(path, probes[name][0], writer.__name__, writer.LIBRARY)
+            rows.append(row)
             warnings += limits(name, bytes_)
         seen("sampling the bundle")
         found = pictures(lambda name, inputs: run[name](inputs), manifest, pipe)
@@ -193,13 +202,21 @@ def finish(
         replace(manifest, files=hashes(folder, [writer.UNSEALED])).write(folder)
         writer.seal(folder)
         return
-    carry_runtime(folder)
+    if choice.target == "onnx":
+        carry_runtime(folder)
     replace(manifest, files=hashes(folder)).write(folder)
 
 
 def table(report: Report) -> Sequence[dict[str, Any]]:
-    """Rows to print."""
-    return [
-        {"component": r["component"], "MB": r["bytes"] / 1e6, "rel. error": r["rel"]}
-        for r in report.components
-    ]
+    """Rows to print. ``outside``: operators that the target's delegate does not take, where it has one."""
+    rows = []
+    for r in report.components:
+        row = {"component": r["component"], "MB": r["bytes"] / 1e6, "rel. error": r["rel"]}
+        if "peak" in r:
+            row["peak MB"] = r["peak"] / 1e6
+        if "delegate" in r["operators"]:
+            left = {k: n for k, n in r["operators"].items() if k != "delegate"}
+            row["delegate calls"] = r["operators"]["delegate"]
+            row["outside"] = ", ".join(f"{n} {k.split('::')[-1]}" for k, n in left.items()) or "none"
+        rows.append(row)
+    return rows

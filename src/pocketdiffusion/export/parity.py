@@ -27,7 +27,7 @@ LIMITS = {
     "fp32": (1e-3, 45.0),
     "fp16": (2e-2, 25.0),
     "w8": (5e-2, 15.0),
-    "int8": (0.3, 8.0),
+    "int8": (0.15, 10.0),
     "w4": (0.6, 5.0),
 }
 PROMPTS = ("a red circle", "two green stars", "a blue square to the left of a yellow heart")

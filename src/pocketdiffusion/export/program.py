@@ -6,16 +6,19 @@
 
 Every tensor is float32 but ``ids``: Core ML has no 64-bit and no boolean inputs, so masks are 1.0 and 0.0. A
 guided model is called with the conditional and the unconditional row at once, B = 2. Any module becomes a
-Program by hand: ``Program("denoiser", module, {"x": x, "t": t}, ("v",))``, a diffusers model too.
+Program by hand: ``Program("denoiser", module, {"x": x, "t": t}, ("v",))``, a diffusers model too; one with
+structured inputs, such as a block, by ``flattened``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from ..pipeline import Decoder, Pipeline
 from ..types import Cond
@@ -63,6 +66,31 @@ class DenoiserStep(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor, mask: Tensor, *more: Tensor) -> Tensor:
         return self.denoiser(x, t, Cond(tokens, mask > 0.5, **dict(zip(self.extras, more, strict=True))))
+
+
+class Flat(nn.Module):
+    """A module whose inputs and outputs are spelled out as plain tensors; all else stays as in ``inputs``."""
+
+    def __init__(self, module: nn.Module, inputs: Sequence[Any]):
+        super().__init__()
+        # ... where a tensor belongs
+        self.inputs = _pytree.tree_map(lambda x: ... if torch.is_tensor(x) else x, tuple(inputs))
+        self.module = module
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        given = iter(tensors)
+        inputs = _pytree.tree_map(lambda x: next(given) if x is ... else x, self.inputs)
+        found = self.module(*inputs)
+        return tuple(x for x in _pytree.tree_leaves(found) if torch.is_tensor(x) and x.is_floating_point())
+
+
+@torch.no_grad()
+def flattened(name: str, module: nn.Module, inputs: Sequence[Any]) -> Program:
+    """``module(*inputs)`` as a Program: tensors in0, in1, ... -> out0, ..., whatever holds them."""
+    flat = Flat(module, inputs)
+    tensors = [x for x in _pytree.tree_leaves(tuple(inputs)) if torch.is_tensor(x)]
+    outputs = tuple(f"out{i}" for i in range(len(flat(*tensors))))
+    return Program(name, flat, {f"in{i}": x for i, x in enumerate(tensors)}, outputs)
 
 
 def programs(pipe: Pipeline, size: int | tuple[int, int] | None = None) -> dict[str, Program]:

@@ -24,7 +24,13 @@ from ..runtime.manifest import Manifest, sha256
 from . import onnx as graphs
 
 PRECISIONS = graphs.PRECISIONS
-SUFFIX, write, opened, operators = graphs.SUFFIX, graphs.write, graphs.opened, graphs.operators
+SUFFIX, LIBRARY, write, opened, operators = (
+    graphs.SUFFIX,
+    graphs.LIBRARY,
+    graphs.write,
+    graphs.opened,
+    graphs.operators,
+)
 
 SHARD = 8 * 2**20  # bytes
 PAGE = Path(__file__).parent / "page"

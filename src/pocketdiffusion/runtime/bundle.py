@@ -7,7 +7,7 @@ bundle.generate(["two green stars"], seed=3)     # (1, 64, 64, 3) bytes
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from .manifest import COMPONENTS, Manifest, read
 from .sample import Named, Progress, sample
 
-TARGETS = ("onnx",)
+Component = Callable[[Named], dict[str, Any]]
 
 
-def session(path: Path, threads: int | None = None) -> Any:
-    """An onnxruntime session on the CPU."""
+def opened(path: Path, threads: int | None = None) -> Component:
+    """An ONNX file as a function of named arrays, by onnxruntime on the CPU."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -31,10 +31,20 @@ def session(path: Path, threads: int | None = None) -> Any:
     if threads:
         options.intra_op_num_threads = threads
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's own classes derive from Exception alone
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: onnxruntime {ort.__version__} cannot load it ({reason})") from None
+    inputs, outputs = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
+
+    def call(given: Named) -> dict[str, Any]:
+        return dict(zip(outputs, session.run(None, {key: given[key] for key in inputs})))
+
+    return call
+
+
+# target -> opener of its components; a caller may know more runtimes
+RUNTIMES: dict[str, Callable[[Path, int | None], Component]] = {"onnx": opened}
 
 
 class Words:
@@ -66,37 +76,50 @@ class Words:
 
 
 class Bundle:
-    """``sequential``: one component in memory at a time, loaded when it is needed."""
+    """``opener``: from a component's file to a function. ``sequential``: one component in memory at a time,
+    loaded when it is needed."""
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int | None, sequential: bool):
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        threads: int | None = None,
+        sequential: bool = False,
+        opener: Callable[[Path, int | None], Component] = opened,
+    ):
         self.folder, self.manifest, self.threads, self.sequential = folder, manifest, threads, sequential
+        self.opener = opener
         self.words = Words(folder, manifest.text)
-        self.sessions: dict[str, Any] = {}
+        self.loaded: dict[str, Component] = {}
         if not sequential:
             for name in COMPONENTS:
-                self.session(name)
+                self.component(name)
 
     @classmethod
-    def open(cls, folder: str | Path, threads: int | None = None, sequential: bool = False) -> Bundle:
+    def open(
+        cls,
+        folder: str | Path,
+        threads: int | None = None,
+        sequential: bool = False,
+        runtimes: Mapping[str, Callable[[Path, int | None], Component]] = RUNTIMES,
+    ) -> Bundle:
         """ValueError says why a folder is refused: another target or format, a missing or changed file."""
-        return cls(Path(folder), read(Path(folder), TARGETS), threads, sequential)
+        manifest = read(Path(folder), tuple(runtimes))
+        return cls(Path(folder), manifest, threads, sequential, runtimes[manifest.target])
 
-    def session(self, name: str) -> Any:
-        if name not in self.sessions:
+    def component(self, name: str) -> Component:
+        if name not in self.loaded:
             path = self.folder / self.manifest.components[name]["file"]
-            self.sessions[name] = session(path, self.threads)
-        return self.sessions[name]
+            self.loaded[name] = self.opener(path, self.threads)
+        return self.loaded[name]
 
     def release(self, name: str) -> None:
         if self.sequential:
-            self.sessions.pop(name, None)
+            self.loaded.pop(name, None)
 
     def __call__(self, name: str, inputs: Named) -> dict[str, Any]:
         """Run one component on named arrays."""
-        opened = self.session(name)
-        wanted = [i.name for i in opened.get_inputs()]
-        found = opened.run(None, {key: inputs[key] for key in wanted})
-        return dict(zip([o.name for o in opened.get_outputs()], found))
+        return self.component(name)(inputs)
 
     def generate(
         self,
