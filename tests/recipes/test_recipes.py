@@ -9,7 +9,10 @@ from pocketdiffusion import store
 from pocketdiffusion.autoencoders import kl
 from pocketdiffusion.cli.main import guarded
 from pocketdiffusion.cli.train import load, recipes
+from pocketdiffusion.compress.bits import Plan
+from pocketdiffusion.compress.round import rounded
 from pocketdiffusion.device import bf16
+from pocketdiffusion.export.program import programs
 from pocketdiffusion.pipeline import Pipeline
 
 pytestmark = pytest.mark.slow
@@ -95,6 +98,25 @@ def test_scenes_teacher_goes_on_from_a_pipeline(tiny_folder, tmp_path):
     assert before.text_encoder.tokenizer.inner.to_str() == after.text_encoder.tokenizer.inner.to_str()
 
 
+def test_scenes_bits(tiny_folder, tmp_path, capsys):
+    """Tuned weights lie on the plan's grid, so the export changes none of them."""
+    pytest.importorskip("onnxruntime")
+    flags = ["--pipeline", tiny_folder, "--steps", "3", "--batch", "2", "--size-mb", "0.2"]
+    train("scenes_bits", *flags, "--out", tmp_path)
+    told = capsys.readouterr().out
+    assert "bits a weight" in told and "when tuned" in told
+    before, after = Pipeline.from_pretrained(tiny_folder), Pipeline.from_pretrained(tmp_path / "pipeline")
+    made = programs(after)
+    for name, program in made.items():
+        plan = Plan.load(tmp_path / "plans" / f"{name}.json")
+        assert set(plan.bits.values()) - {16}
+        on_grid = rounded(program.module, plan.bits).state_dict()
+        for key, value in program.module.state_dict().items():
+            torch.testing.assert_close(value, on_grid[key], rtol=1e-6, atol=1e-9)
+    old, new = before.transformer.blocks[0].mlp.up, after.transformer.blocks[0].mlp.up
+    assert not torch.equal(old.weight, new.weight) and not torch.equal(old.bias, new.bias)
+
+
 def test_scenes_features(tmp_path):
     train("scenes_features", "--out", tmp_path, "--steps", "3", "--batch", "4")
     assert store.load(tmp_path / "features") is not None
@@ -108,3 +130,13 @@ def test_a_recipe_of_ones_own(tmp_path):
     )
     train(path, "--number", "42")
     assert (tmp_path / "mine.py.out").read_text() == "42"
+
+
+def test_scenes_runtimes(tiny_folder, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    flags = ["--targets", "onnx:int8", "--threads", "1", "--runs", "2", "--pictures", "2", "--no-compile"]
+    train("scenes_runtimes", "--model", tiny_folder, "--out", tmp_path, *flags)
+    rows = json.loads((tmp_path / "runtimes.json").read_text())
+    assert [r["runtime"] for r in rows] == ["eager fp32", "onnx-int8"]
+    assert rows[0]["speed (1 thr)"] == 1 and all(r["picture s (1 thr)"] > 0 for r in rows)
+    assert "onnx-int8" in capsys.readouterr().out

@@ -3,10 +3,12 @@
     pocket export scenes --target onnx --precision int8 -o out/scenes-int8
     pocket export scenes --precision w4 --size-mb 4 -o out/scenes-4mb      # bits per layer under a budget
     pocket export scenes --target web --precision int8 -o out/site         # then: pocket serve-web out/site
+    pocket export scenes --target executorch --precision 8da4w -o out/scenes-android
+    pocket export scenes --target coreml --precision fp16 -o out/scenes-ios
     pocket export scenes --precision int8 --dry-run
 
-A bundle carries its own runtime: python out/scenes-int8/run.py "two green stars". What does not compute what
-the original does is not written.
+An ONNX bundle carries its own runtime: python out/scenes-int8/run.py "two green stars". What does not compute
+what the original does is not written.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ class Args:
     model: Annotated[str, tyro.conf.Positional] = "scenes"
     """A shipped pipeline's name or a folder."""
     target: str = "onnx"
-    """Which runtime: onnx or web."""
+    """Which runtime: onnx, executorch, coreml or web."""
     precision: str = "fp32"
-    """fp32, fp16, int8, w8 or w4, as far as the target has it."""
+    """fp32, fp16, int8, w8, w4 or 8da4w, as far as the target has it."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Folder of the bundle."""
     size: int | None = None
@@ -63,28 +65,18 @@ def check(args: Args) -> None:
 
 
 def measured(pipe: Pipeline, made: Mapping[str, Program], args: Args) -> dict[str, Plan]:
-    """One plan per component, the budget shared out by their sizes."""
+    """Plans under --size-mb, with a progress bar."""
     from tqdm import tqdm
 
-    from ..compress.bits import choose, sensitivity, uniform
-    from ..compress.round import layers
+    from ..export.budget import count, plans
     from ..export.bundle import Choice, manifest_of
     from ..export.parity import recorded
 
+    assert args.size_mb is not None
     _, probes = recorded(made, manifest_of(pipe, made, Choice(args.target), args.model), pipe)
     choices = (8, 4) if args.precision == "w4" else (8,)
-    whole = sum(uniform(p.module, 16).bytes for p in made.values())
-    plans = {}
-    for name, program in made.items():
-        # a few levels from everywhere along the way
-        few = probes[name][:: max(1, len(probes[name]) // 6)]
-        inputs = [tuple(probe[key] for key in program.inputs) for probe in few]
-        with tqdm(total=len(layers(program.module)), desc=f"{name}: layers", delay=2, disable=None) as bar:
-            errors = sensitivity(program.module, inputs, choices, lambda _: bar.update())
-        share = uniform(program.module, 16).bytes / whole
-        assert args.size_mb is not None
-        plans[name] = choose(program.module, errors, int(args.size_mb * 1e6 * share))
-    return plans
+    with tqdm(total=count(made), desc="layers", delay=2, disable=None) as bar:
+        return plans(made, probes, int(args.size_mb * 1e6), choices, lambda *_: bar.update())
 
 
 def plans_of(pipe: Pipeline, made: Mapping[str, Program], args: Args) -> dict[str, Plan]:

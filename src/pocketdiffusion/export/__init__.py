@@ -13,5 +13,6 @@ bits, probes)``, ``opened(path, threads) -> f(named arrays)`` and ``operators(pa
     executorch.py  ExecuTorch for phones and embedded CPUs, through XNNPACK, in as few calls as can be.
     web.py         Web: a static folder that draws pictures in the visitor's browser, with onnxruntime-web.
     parity.py      Parity: exported components and whole pictures against the original.
+    budget.py      A budget in bytes for a whole pipeline -> a plan of bits for each of its programs.
     bundle.py      A pipeline -> a bundle: programs, a manifest, the runtime, and proof that it is right.
 """

@@ -29,6 +29,7 @@ LIMITS = {
     "w8": (5e-2, 15.0),
     "int8": (0.15, 10.0),
     "w4": (0.6, 5.0),
+    "8da4w": (0.6, 5.0),
 }
 PROMPTS = ("a red circle", "two green stars", "a blue square to the left of a yellow heart")
 

@@ -11,6 +11,8 @@ Recipes may import everything. A variant is a flag if it is a number and a new r
     scenes_teacher.py      The text-to-image teacher of the scenes world: a DiT and its text encoder.
     scenes_features.py     The feature network of the scenes world: the default of Frechet distances.
     scenes_throughput.py   How fast the scenes world is drawn, and the teacher trains: eager, compiled, bf16.
+    scenes_bits.py         Four-bit weights, with biases and norms tuned to them by self-distillation.
+    scenes_runtimes.py     One pipeline on every runtime: torch, onnxruntime, ExecuTorch, the browser.
     scenes_litert.py       A pipeline on LiteRT (TensorFlow Lite): converted, compared with torch, timed.
     finetune_folder.py     Fine-tunes a pipeline on your own folder of pictures, full or LoRA.
 """

@@ -1,0 +1,74 @@
+"""ExecuTorch: every kind through XNNPACK, one call of it per denoising step, and its precisions."""
+
+import importlib.util
+
+import pytest
+import torch
+from torch import nn
+
+from pocketdiffusion import store
+from pocketdiffusion.export.parity import LIMITS, relative
+from pocketdiffusion.export.program import Program, flattened, programs
+
+if not importlib.util.find_spec("executorch"):
+    pytest.skip("needs the extra executorch", allow_module_level=True)
+from pocketdiffusion.export import executorch as target
+
+pytestmark = pytest.mark.slow
+
+
+def network(kind):
+    module = store.kind(kind)
+    torch.manual_seed(0)
+    made = getattr(module, kind)(module.PRESETS["smoke"]).eval().requires_grad_(False)
+    for p in made.parameters():
+        if not p.any():
+            nn.init.normal_(p, std=0.05)
+    return made
+
+
+def exported(program, path, precision="fp32", bits=None):
+    target.write(program, path, precision, bits, [dict(program.inputs)])
+    return relative(program, target.opened(path, 1), [dict(program.inputs)])
+
+
+@pytest.mark.parametrize("kind", sorted(set(store.KINDS) - {"DiT"}))
+def test_kinds(kind, tmp_path):
+    made = network(kind)
+    assert exported(flattened(kind, made, made.example()), tmp_path / "a.pte") < 1e-4
+
+
+@pytest.fixture(scope="module")
+def step(tiny_pipe):
+    return programs(tiny_pipe)["denoiser"]
+
+
+def test_a_denoising_step_is_one_call(step, tmp_path):
+    assert exported(step, tmp_path / "a.pte") < 1e-5
+    found = target.operators(tmp_path / "a.pte")
+    assert found["delegate"] == 1
+    assert not {"aten::mm", "aten::addmm", "aten::bmm", "aten::mul"} & set(found)
+
+
+@pytest.mark.parametrize("precision", ["int8", "8da4w"])
+def test_precisions(tiny_pipe, tmp_path, precision):
+    text = programs(tiny_pipe)["text_encoder"]
+    rel = exported(text, tmp_path / "a.pte", precision)
+    assert 1e-4 < rel < LIMITS[precision][0]
+    # layers that a plan keeps are exact: here all
+    kept = {name: 16 for name, m in text.module.named_modules() if isinstance(m, nn.Linear | nn.Embedding)}
+    assert exported(text, tmp_path / "b.pte", precision, kept) < 1e-5
+    assert (tmp_path / "a.pte").stat().st_size < (tmp_path / "b.pte").stat().st_size
+
+
+def test_convolutions_in_int8(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 3, 3)).eval()
+    net.requires_grad_(False)
+    program = Program("conv", net, {"x": torch.randn(1, 3, 8, 8)}, ("y",))
+    assert 1e-4 < exported(program, tmp_path / "c.pte", "int8") < 0.05
+
+
+def test_a_plan_of_another_model(step, tmp_path):
+    with pytest.raises(ValueError, match="no layer 'nowhere'"):
+        target.write(step, tmp_path / "a.pte", "int8", {"nowhere": 16})
