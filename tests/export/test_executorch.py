@@ -38,7 +38,7 @@ def test_kinds(kind, tmp_path):
     assert exported(flattened(kind, made, made.example()), tmp_path / "a.pte") < 1e-4
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def step(tiny_pipe):
     return programs(tiny_pipe)["denoiser"]
 

@@ -118,7 +118,7 @@ def manifest_of(pipe: Pipeline, made: Mapping[str, Program], choice: Choice, mod
 
 def versions() -> dict[str, str]:
     found = {"pocketdiffusion": __version__}
-    for name in ("torch", "onnx", "onnxruntime", "executorch", "coremltools"):
+    for name in ("torch", "onnx", "onnxruntime", "executorch", "torchao", "coremltools"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

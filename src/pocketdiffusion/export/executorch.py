@@ -78,7 +78,10 @@ def int8(module: Any, probes: Sequence[tuple[Tensor, ...]], kept: set[str]) -> n
 
     def layer(node: Any) -> bool:
         """Inside a layer with weights of its own (a mean spelled as a product is none), and not kept."""
-        *_, (name, kind) = node.meta["nn_module_stack"].values()
+        stack = node.meta.get("nn_module_stack")
+        if not stack:  # a weight itself
+            return True
+        *_, (name, kind) = stack.values()
         return str(kind).endswith(("Linear", "Conv2d")) and name not in kept
 
     dynamic = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
