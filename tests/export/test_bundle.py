@@ -225,6 +225,16 @@ def test_wrong_wishes(tiny_folder, capsys, argv, what):
     assert error.count("\n") == 1 and what in error
 
 
+def test_a_part_of_a_pipeline(tiny_folder, tmp_path, capsys):
+    argv = ["export", str(tiny_folder), "--components", "decoder", "-o", str(tmp_path / "part")]
+    assert guarded(argv) == 0
+    assert {p.name for p in (tmp_path / "part").glob("*.onnx")} == {"decoder.onnx"}
+    assert "dB" not in capsys.readouterr().out
+    refused(capsys, tmp_path / "part", "no component 'text_encoder'; this bundle holds a part")
+    assert guarded(["export", "--components", "wheel", "-o", "x"]) == 2
+    assert "--components wheel: expected some of text_encoder" in capsys.readouterr().err
+
+
 def test_a_wrong_result_is_not_written(tiny_pipe, tmp_path, monkeypatch):
     def broken(program, path, *rest):
         with torch.no_grad():

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -40,6 +41,8 @@ class Args:
     """Pixels per side; default: what the model was trained for."""
     size_mb: float | None = None
     """Budget for the weights of all components: 16, 8 or 4 bits are chosen per layer (w8 and w4)."""
+    components: tuple[str, ...] = ("text_encoder", "denoiser", "decoder")
+    """Which parts to write, for an app that has the others."""
     plan: Path | None = None
     """Folder of plans (COMPONENT.json); with --size-mb they are written there, without it read from there."""
     webgpu: bool = False
@@ -56,6 +59,11 @@ def check(args: Args) -> None:
     if args.precision not in writer.PRECISIONS:
         known = ", ".join(writer.PRECISIONS)
         raise ValueError(f"--precision {args.precision}: target {args.target} has {known}")
+    every = Args.components
+    if not args.components or set(args.components) - set(every):
+        raise ValueError(f"--components {' '.join(args.components)}: expected some of {', '.join(every)}")
+    if args.target == "web" and set(args.components) != set(every):
+        raise ValueError("--components: a page needs them all")
     if args.out is None and not args.dry_run:
         raise ValueError("-o DIR: name a folder for the bundle (or --dry-run)")
     if args.size_mb is not None and args.precision not in ("w8", "w4"):
@@ -102,7 +110,9 @@ def main(args: Args) -> None:
     from ..pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(args.model)
-    made = programs(pipe, args.size)
+    chosen = [name for name in Args.components if name in args.components]
+    every = programs(pipe, args.size)
+    made = {name: every[name] for name in chosen}
     if args.dry_run:
         rows: list[dict[str, Any]] = []
         for name, program in made.items():
@@ -112,16 +122,16 @@ def main(args: Args) -> None:
             rows.append({"component": name, "inputs": inputs, "weights, 16 to 4 bits": sizes})
         print(text(rows))
         return
-    plans = plans_of(pipe, made, args)
-    for name, plan in plans.items():
+    plans = plans_of(pipe, every, args)
+    for name, plan in ((name, plans[name]) for name in made if plans):
         print(f"{name}: {short(plan.bytes, 'B')} of weights, predicted relative error {plan.error**0.5:.3g}")
         print(text(bits_table(made[name].module, plan)))
     assert args.out is not None
     runtimes = ("wasm", "webgpu") if args.webgpu else ("wasm",)
-    choice = Choice(args.target, args.precision, args.size, plans, runtimes)
+    choice = Choice(args.target, args.precision, args.size, plans, tuple(chosen), runtimes)
     report = export(pipe, args.out, choice, args.model, lambda what: print(what, flush=True))
     print(text(table(report)))
-    median = sorted(report.psnr)[len(report.psnr) // 2]
-    print(f"{args.out}: {short(report.bytes, 'B')}; pictures agree to {median:.1f} dB (median)")
+    agree = f"; pictures agree to {median(report.psnr):.1f} dB (median)" if report.psnr else ""
+    print(f"{args.out}: {short(report.bytes, 'B')}{agree}")
     for warning in report.warnings:
         print(f"warning: {warning}")
