@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,9 @@ class Decoder(nn.Module):
 
     def __init__(self, vae: Any):
         super().__init__()
-        self.vae = vae
+        # the same weights, without those of the encoder, which no device stores
+        self.vae = copy(vae)
+        self.vae._modules = {name: part for name, part in vae._modules.items() if name != "encoder"}
 
     def forward(self, z: Tensor) -> Tensor:
         return self.vae.decode(z)

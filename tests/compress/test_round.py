@@ -49,7 +49,9 @@ def test_rounded_changes_what_is_named_and_nothing_else():
     before = {k: v.clone() for k, v in net.state_dict().items()}
     out = rounded(net, {"0": 4, "2": 16})
     assert set(layers(net)) == {"0", "2"}
-    assert {k for k, v in out.state_dict().items() if not torch.equal(v, before[k])} == {"0.weight"}
+    changed = {k for k, v in out.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"0.weight", "2.weight"}
+    assert torch.equal(out[2].weight, before["2.weight"].half().float())
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     with pytest.raises(ValueError, match="'nope'"):
         rounded(net, {"nope": 8})

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from pocketdiffusion.cli.main import guarded
-from pocketdiffusion.compress.bits import choose, sensitivity, uniform
+from pocketdiffusion.compress.bits import Plan, choose, sensitivity, uniform
 from pocketdiffusion.compress.round import layers
 from pocketdiffusion.export import onnx as target
+from pocketdiffusion.export.budget import spread
 from pocketdiffusion.export.bundle import Choice, export, limits
 from pocketdiffusion.export.parity import LIMITS, ParityError, demand, psnr, relative
 from pocketdiffusion.export.program import Program, programs
@@ -204,6 +205,9 @@ def test_a_budget_is_kept(tiny_folder, tmp_path, capsys):
     assert sum(p["bytes"] for p in plans) <= 0.4 * whole
     assert len({b for p in plans for b in p["bits"].values()}) > 1
     Bundle.open(tmp_path / "small").generate(["a red circle"])
+    # the files hold little more than the weights of their plans: graphs of some 60 kB, biases and norms
+    files = sum(p.stat().st_size for p in (tmp_path / "small").glob("*.onnx"))
+    assert files < sum(p["bytes"] for p in plans) + 300_000
     assert guarded(["export", str(tiny_folder), "--precision", "w4", "--size-mb", "0.001", "--dry-run"]) == 0
     assert guarded(["export", str(tiny_folder), "--precision", "w4", "--size-mb", "0.001", "-o", "x"]) == 2
     assert "cannot be met" in capsys.readouterr().err
@@ -223,6 +227,24 @@ def test_wrong_wishes(tiny_folder, capsys, argv, what):
     assert guarded(["export", str(tiny_folder), *argv]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and what in error
+
+
+def test_plans_look_at_all_levels():
+    """Pictures one after the other, each from noise to data: no level is left out for falling into step."""
+    probes = [{"t": torch.tensor(1 - step / 20)} for _ in range(3) for step in range(20)]
+    levels = sorted({round(float(p["t"]), 2) for p in spread(probes)})
+    assert len(levels) >= 5 and levels[0] < 0.3 and levels[-1] > 0.9
+    assert spread(probes[:2]) == probes[:2] and spread(probes[:1]) == probes[:1]
+
+
+def test_a_plan_of_another_model(tiny_folder, tmp_path, capsys):
+    for name in ("text_encoder", "denoiser", "decoder"):
+        Plan({"nowhere": 8}, 1, 0.0).save(tmp_path / f"{name}.json")
+    argv = ["export", str(tiny_folder), "--plan", str(tmp_path), "-o", str(tmp_path / "out")]
+    assert guarded([*argv, "--precision", "w8"]) == 2
+    assert "the plan of text_encoder is of another model" in capsys.readouterr().err
+    assert guarded([*argv, "--precision", "fp16"]) == 2
+    assert "--plan: target onnx reads one with int8, w8, w4" in capsys.readouterr().err
 
 
 def test_a_part_of_a_pipeline(tiny_folder, tmp_path, capsys):

@@ -177,3 +177,15 @@ def test_a_real_pipeline_in_half_precision(tiny_pipe, tmp_path):
     text = programs(tiny_pipe)["text_encoder"]
     target.write(text, tmp_path / "t.mlpackage", "fp16")
     assert 1e-5 < off(text, tmp_path / "t.mlpackage") < 5e-3
+
+
+def test_a_whole_bundle(tiny_folder, tmp_path, capsys):
+    """By the command line, drawn from by the interpreter; its times are not measured."""
+    from pocketdiffusion.cli.main import guarded
+
+    folder, out = str(tmp_path / "bundle"), str(tmp_path / "a.png")
+    assert guarded(["export", str(tiny_folder), "--target", "coreml", "--precision", "w8", "-o", folder]) == 0
+    assert guarded(["generate", "a red circle", "--bundle", folder, "-o", out]) == 0
+    capsys.readouterr()
+    assert guarded(["bench", "--model", str(tiny_folder), "--bundle", folder, "--runs", "2"]) == 2
+    assert "coreml is interpreted here" in capsys.readouterr().err

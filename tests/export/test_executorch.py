@@ -70,5 +70,19 @@ def test_convolutions_in_int8(tmp_path):
 
 
 def test_a_plan_of_another_model(step, tmp_path):
-    with pytest.raises(ValueError, match="no layer 'nowhere'"):
+    with pytest.raises(ValueError, match="of another model"):
         target.write(step, tmp_path / "a.pte", "int8", {"nowhere": 16})
+
+
+def test_a_whole_bundle(tiny_folder, tmp_path, capsys):
+    """By the command line; then drawn from and timed with one thread and with two."""
+    from pocketdiffusion.cli.main import guarded
+
+    folder, out = str(tmp_path / "bundle"), str(tmp_path / "a.png")
+    assert guarded(["export", str(tiny_folder), "--target", "executorch", "-o", folder]) == 0
+    assert "delegate calls" in capsys.readouterr().out
+    assert guarded(["generate", "a red circle", "--bundle", folder, "-o", out]) == 0
+    more = ["--threads", "1", "2", "--runs", "2", "--pictures", "2", "--no-memory"]
+    assert guarded(["bench", "--model", str(tiny_folder), "--bundle", folder, *more]) == 0
+    assert capsys.readouterr().out.count(folder) == 4
+    assert not (tmp_path / "bundle" / "run.py").exists()  # which knows onnxruntime alone

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..runtime.peak import high_water
 from .latency import device_of
+from .peak import high_water
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,10 @@ def check(args: Args) -> None:
         raise ValueError("--batch and --threads: expected 1 or more; --runs: 2 or more")
     if args.runtime not in ("eager", "onnx"):
         raise ValueError(f"--runtime {args.runtime}: expected eager or onnx")
+    if args.export and args.out:
+        raise ValueError("--export writes blocks to measure and no table: leave -o out")
+    if args.export and any(r.get("ms") for r in blocks_of(args.export)):
+        raise ValueError(f"{args.export / LIST}: holds times already; name another folder")
     if args.export and args.take:
         raise ValueError("--export writes blocks to measure, --take reads the times: give one of them")
     if args.take and (args.device == "auto" or args.out is None):
@@ -71,6 +75,14 @@ def check(args: Args) -> None:
             raise ValueError(f"--precision {args.precision}: ONNX has {', '.join(onnx.PRECISIONS)}")
         if args.device not in ("auto", "cpu"):
             raise ValueError(f"--device {args.device}: onnxruntime runs on the CPU here")
+
+
+def blocks_of(folder: Path) -> list[dict[str, Any]]:
+    """The blocks of an earlier --export, if there is one that can be read."""
+    try:
+        return json.loads((folder / LIST).read_text())["entries"]
+    except (OSError, ValueError, KeyError):
+        return []
 
 
 def network(args: Args, device: Any) -> Any:

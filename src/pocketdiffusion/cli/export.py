@@ -59,6 +59,8 @@ def check(args: Args) -> None:
     if args.precision not in writer.PRECISIONS:
         known = ", ".join(writer.PRECISIONS)
         raise ValueError(f"--precision {args.precision}: target {args.target} has {known}")
+    if args.plan is not None and args.size_mb is None and args.precision not in writer.PLANNED:
+        raise ValueError(f"--plan: target {args.target} reads one with {', '.join(writer.PLANNED)}")
     every = Args.components
     if not args.components or set(args.components) - set(every):
         raise ValueError(f"--components {' '.join(args.components)}: expected some of {', '.join(every)}")
@@ -66,8 +68,9 @@ def check(args: Args) -> None:
         raise ValueError("--components: a page needs them all")
     if args.out is None and not args.dry_run:
         raise ValueError("-o DIR: name a folder for the bundle (or --dry-run)")
-    if args.size_mb is not None and args.precision not in ("w8", "w4"):
-        raise ValueError(f"--size-mb chooses weight bits: use --precision w8 or w4, not {args.precision}")
+    if args.size_mb is not None and (args.precision not in ("w8", "w4") or args.target == "executorch"):
+        wrong = f"--target {args.target} --precision {args.precision}"
+        raise ValueError(f"--size-mb chooses weight bits: use w8 or w4 of onnx, web or coreml, not {wrong}")
     if args.size_mb is not None and args.size_mb <= 0:
         raise ValueError(f"--size-mb {args.size_mb}: expected a positive size")
 
@@ -88,7 +91,7 @@ def measured(pipe: Pipeline, made: Mapping[str, Program], args: Args) -> dict[st
 
 
 def plans_of(pipe: Pipeline, made: Mapping[str, Program], args: Args) -> dict[str, Plan]:
-    from ..compress.bits import Plan
+    from ..compress.bits import Plan, fitting
 
     if args.size_mb is not None:
         plans = measured(pipe, made, args)
@@ -97,7 +100,10 @@ def plans_of(pipe: Pipeline, made: Mapping[str, Program], args: Args) -> dict[st
         return plans
     if args.plan is None:
         return {}
-    return {name: Plan.load(args.plan / f"{name}.json") for name in made}
+    plans = {name: Plan.load(args.plan / f"{name}.json") for name in made}
+    for name, plan in plans.items():
+        fitting(made[name].module, plan.bits, name)
+    return plans
 
 
 def main(args: Args) -> None:

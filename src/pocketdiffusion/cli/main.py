@@ -20,6 +20,16 @@ VERBS = {
     "info": ("info", "what is in a saved pipeline or network"),
     "demo": ("demo", "sample, train, score, time, export: a report in a few minutes"),
 }
+# package -> the extra that brings it
+EXTRAS = {
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx"),
+    **dict.fromkeys(("executorch", "torchao"), "executorch"),
+    **dict.fromkeys(("tensorboard", "peft"), "train"),
+    **dict.fromkeys(("diffusers", "transformers", "accelerate"), "teachers"),
+    "coremltools": "coreml",
+    "scipy": "eval",
+    "playwright": "dev",
+}
 
 
 def usage() -> str:
@@ -53,9 +63,9 @@ def guarded(argv: list[str]) -> int:
     except ValueError as error:
         return fail(str(error), 2)
     except ModuleNotFoundError as error:
-        return fail(
-            f"{error}; install the extra that has it, e.g. pip install 'pocketdiffusion[train,eval,onnx]'", 1
-        )
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        what = f"pip install 'pocketdiffusion[{extra}]'" if extra else f"pip install {error.name}"
+        return fail(f"{error}; {what}", 1)
     except OSError as error:
         return fail(f"{error.filename or ''} {error.strerror or error}".strip(), 1)
     except KeyboardInterrupt as stop:

@@ -52,6 +52,13 @@ def uniform(module: nn.Module, bits: int) -> Plan:
     return Plan(dict.fromkeys(found, bits), sum(size(weight(m), bits) for m in found.values()), 0.0)
 
 
+def fitting(module: nn.Module, bits: Mapping[str, int], name: str) -> dict[str, int]:
+    """``bits`` if they name every layer of ``module`` and no other. ValueError otherwise."""
+    if odd := sorted(set(bits) ^ set(layers(module))):
+        raise ValueError(f"the plan of {name} is of another model: {odd[0]!r} is in one of them only")
+    return dict(bits)
+
+
 def weight(layer: nn.Module) -> Tensor:
     return layer.weight  # type: ignore[return-value]
 

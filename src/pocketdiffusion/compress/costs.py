@@ -40,7 +40,7 @@ class Entry:
     precision: str
     device: str  # and runtime: "iPhone 16, Core ML"
     ms: float
-    bytes: int  # of weights
+    bytes: int  # of weights as the runtime stores them: of a file that has little else, the whole file
     spread: tuple[float, float] | None = None  # p10 and p90 of ms
     contended: bool = False  # others were using the cores
     seen: tuple[str, ...] = ()  # names in the model that was measured; a note

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 GROUP = 32
-BITS = (4, 8, 16)  # 16: left as it is
+BITS = (4, 8, 16)  # 16: half precision
 
 
 def layers(module: nn.Module) -> dict[str, nn.Module]:
@@ -49,9 +49,9 @@ def codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def grid(weight: Tensor, bits: int) -> Tensor:
-    """The nearest point of the grid; 16 bits: ``weight`` itself."""
+    """The nearest point of the grid; 16 bits: the nearest half-precision number."""
     if bits == 16:
-        return weight
+        return weight.half().to(weight.dtype)
     q, scale = codes(weight, bits)
     flat = q.flatten(1)
     return (flat.unflatten(1, (scale.shape[1], -1)) * scale[:, :, None]).view_as(weight)

@@ -124,7 +124,8 @@ class Latents:
 class Encoded:
     """``data`` with latents in place of its pixels, encoded as they are needed.
 
-    Every batch serves ``uses`` steps in a row, for which a method draws other times and noise.
+    Every batch serves ``uses`` steps in a row, for which a method draws other times and noise; of a step's
+    batches that are accumulated, each counts as one. Ground truth is left behind.
     ``world``: processes, each of which asks for its own batches (train/spread.py).
     """
 

@@ -28,12 +28,20 @@ def plans(
     whole = sum(uniform(p.module, 16).bytes for p in made.values())
     found = {}
     for name, program in made.items():
-        few = probes[name][:: max(1, len(probes[name]) // LEVELS)]
-        inputs = [tuple(probe[key] for key in program.inputs) for probe in few]
+        inputs = [tuple(probe[key] for key in program.inputs) for probe in spread(probes[name])]
         errors = sensitivity(program.module, inputs, choices, partial(seen, name))
         share = uniform(program.module, 16).bytes / whole
-        found[name] = choose(program.module, errors, int(budget * share))
+        try:
+            found[name] = choose(program.module, errors, int(budget * share))
+        except ValueError as error:
+            raise ValueError(f"{name} gets {share:.0%} of the size: {error}") from None
     return found
+
+
+def spread(probes: Sequence[Mapping[str, Tensor]]) -> list[Mapping[str, Tensor]]:
+    """``LEVELS`` of them from the first to the last: pictures follow each other, each through all levels."""
+    count = min(LEVELS, len(probes))
+    return [probes[round(i * (len(probes) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def count(made: Mapping[str, Program]) -> int:

@@ -24,11 +24,11 @@ from typing import Any
 
 from .. import __version__, noise
 from .. import runtime as runtime_folder
+from ..bench.peak import peak
 from ..compress.bits import Plan
 from ..disk import replacing
 from ..pipeline import Pipeline
 from ..runtime.manifest import COMPONENTS, FILE, Manifest, hashes
-from ..runtime.peak import peak
 from .parity import demand, demand_pictures, pictures, psnr, recorded, relative
 from .program import Program, programs
 
@@ -182,7 +182,10 @@ def export(
             bytes_ = size_of(path)
             row = {"component": name, "bytes": bytes_, "rel": rel, "operators": writer.operators(path)}
             if writer.LIBRARY:
-                row["peak"] = peak(path, probes[name][0], writer.__name__, writer.LIBRARY)
+                try:
+                    row["peak"] = peak(path, probes[name][0], writer.__name__, writer.LIBRARY)
+                except ValueError as error:
+                    warnings.append(f"no peak memory: {error}")
             rows.append(row)
             warnings += limits(name, bytes_)
         if len(run) == len(COMPONENTS):

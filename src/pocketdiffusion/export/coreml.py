@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..compress.bits import fitting
 from ..compress.round import codes, layers, rounded
 from ..nn.attention.full import Core
 from . import mil
@@ -36,6 +37,7 @@ from .program import Program
 from .rewrite import rewritten
 
 PRECISIONS = ("fp16", "fp32", "w8", "w4")
+PLANNED = ("w8", "w4")  # those that heed a plan of bits
 SUFFIX = ".mlpackage"
 LIBRARY = ""  # the interpreter's memory says nothing about a device's
 # They multiply scales into the weights of convolutions, which would then leave their grid.
@@ -81,9 +83,8 @@ def write(
 ) -> None:
     """``program`` as a package. ``bits`` by layer for w8 and w4; ``probes`` are other targets' need."""
     module = rewritten(program.module, {Core: SharedCore})
-    chosen = dict(bits or dict.fromkeys(layers(module), {"w8": 8, "w4": 4}.get(precision, 16)))
-    if odd := sorted(set(chosen) ^ set(layers(module))):
-        raise ValueError(f"the plan of {program.name} is of another model: {odd[0]!r} is in one of them only")
+    every = dict.fromkeys(layers(module), {"w8": 8, "w4": 4}.get(precision, 16))
+    chosen = fitting(module, bits or every, program.name)
     packing = precision in ("w8", "w4")
     if packing:
         module = rounded(module, chosen)

@@ -20,12 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..compress.round import GROUP, layers
+from ..compress.bits import fitting
+from ..compress.round import GROUP
 from .onnx import quiet
 from .program import Program
 from .rewrite import ATTENTION, GELU, NORMS, rewritten
 
 PRECISIONS = ("fp32", "int8", "8da4w")
+PLANNED = ("int8", "8da4w")  # those that heed a plan of bits
 SUFFIX = ".pte"
 LIBRARY = "executorch.runtime"
 DELEGATE = "delegate"
@@ -42,9 +44,7 @@ def write(
     import executorch.exir  # noqa: F401  a clear message when the extra is missing
 
     module = rewritten(program.module, {**ATTENTION, **NORMS, **GELU}).eval()
-    if odd := sorted(set(bits or {}) - set(layers(module))):
-        raise ValueError(f"the plan of {program.name} is of another model: it has no layer {odd[0]!r}")
-    kept = {name for name, b in (bits or {}).items() if b == 16}
+    kept = {name for name, b in (fitting(module, bits, program.name) if bits else {}).items() if b == 16}
     example = tuple(program.inputs.values())
     with quiet():
         if precision == "8da4w":

@@ -118,13 +118,20 @@ def runner(function: Any, half: bool = True) -> Callable[[Named], dict[str, Any]
     inputs = {name: builtin_to_string(v.dtype) for name, v in function.inputs.items()}
     outputs = [v.name for v in function.outputs]
 
+    # when a value is read for the last time it is dropped: a big model does not hold all of them at once
+    last = {name: i for i, step in enumerate(live) for name in step.reads()}
+    kept = {*constants, *outputs}
+    done = [[n for n in {*step.reads()} - kept if last[n] == i] for i, step in enumerate(live)]
+
     @torch.no_grad()
     def call(given: Named) -> dict[str, Any]:
         known = dict(constants)
         for name, kind in inputs.items():
             known[name] = typed(torch.from_numpy(np.asarray(given[name])), kind, half)
-        for step in live:
+        for step, gone in zip(live, done):
             step.run(known, half)
+            for name in gone:
+                del known[name]
         return {name: known[name].numpy() for name in outputs}  # type: ignore[union-attr]
 
     return call

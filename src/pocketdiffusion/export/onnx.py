@@ -25,12 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..compress.bits import fitting
 from ..compress.round import codes, layers, rounded
 from ..runtime import bundle
 from .program import Program
 from .rewrite import ATTENTION, rewritten
 
 PRECISIONS = ("fp32", "fp16", "int8", "w8", "w4")
+PLANNED = ("int8", "w8", "w4")  # those that heed a plan of bits
 SUFFIX = ".onnx"
 LIBRARY = "onnxruntime"  # what runs it here, for measuring its memory
 opened = bundle.opened
@@ -99,9 +101,8 @@ def write(
     import onnx
 
     module = rewritten(program.module, ATTENTION)
-    chosen = dict(bits or dict.fromkeys(layers(module), {"w8": 8, "w4": 4}.get(precision, 16)))
-    if odd := sorted(set(chosen) ^ set(layers(module))):
-        raise ValueError(f"the plan of {program.name} is of another model: {odd[0]!r} is in one of them only")
+    every = dict.fromkeys(layers(module), {"w8": 8, "w4": 4}.get(precision, 16))
+    chosen = fitting(module, bits or every, program.name)
     if precision == "fp16":
         onnx.save(graph(program, Half(module)), path)
         return
@@ -195,21 +196,28 @@ class Reader:
 
 
 def pack(proto: Any, module: nn.Module, bits: Bits) -> None:
-    """In place: weights at 8 bits, and those at 4 that MatMulNBits does not take, as integers and scales."""
+    """In place: weights at 16 bits as halves; those at 8, and those at 4 that MatMulNBits does not take, as
+    integers and scales. AssertionError when the exporter changed a weight on the way."""
     from onnx import numpy_helper
 
     matrices = set(owners(proto, module, {n for n, b in bits.items() if b == 4}))
     products = {n.input[1] for n in proto.graph.node if n.op_type == "MatMul" and n.name in matrices}
     by_value: dict[bytes, tuple[Tensor, bool, int]] = {}
+    forms: dict[str, set[bytes]] = {}
     for name, layer in layers(module).items():
         w: Tensor = layer.weight.detach()  # type: ignore[union-attr,operator,assignment]
-        if bits[name] < 16:
-            by_value[w.numpy().tobytes()] = (w, False, bits[name])
-        if bits[name] < 16 and w.ndim == 2:
-            by_value[np.ascontiguousarray(w.numpy().T).tobytes()] = (w, True, bits[name])
+        by_value[w.numpy().tobytes()] = (w, False, bits[name])
+        forms[name] = {w.numpy().tobytes()}
+        if w.ndim == 2:
+            turned = np.ascontiguousarray(w.numpy().T).tobytes()
+            by_value[turned] = (w, True, bits[name])
+            forms[name].add(turned)
+    there = {key: numpy_helper.to_array(constant).tobytes() for key, constant in constants(proto).items()}
+    lost = [name for name, values in forms.items() if not values & set(there.values())]
+    assert not lost, f"the weight of {lost[0]} is not in the graph as it was, so it cannot be packed"
     unpacking: list[Any] = []
     for key, constant in constants(proto).items():
-        found = by_value.get(numpy_helper.to_array(constant).tobytes())
+        found = by_value.get(there[key])
         if found is None or key in products:
             continue
         made, nodes = packed(key, *found)
@@ -224,6 +232,11 @@ def packed(key: str, weight: Tensor, turned: bool, bits: int) -> tuple[list[Any]
     """Initialisers and nodes that give the constant ``key`` back: ``weight``, or its transpose."""
     from onnx import TensorProto, helper, numpy_helper
 
+    if bits == 16:
+        half = weight.half().numpy()
+        halves = numpy_helper.from_array(np.ascontiguousarray(half.T if turned else half), f"{key}.half")
+        cast = helper.make_node("Cast", [halves.name], [key], f"{key}.unpack", to=TensorProto.FLOAT)
+        return [halves], [cast]
     q, scale = (x.numpy() for x in codes(weight, bits))
     extra: dict[str, Any] = {"axis": 1 if turned else 0}
     flat = scale.shape[1] > 1  # one scale per block of inputs: as a matrix, whatever the shape

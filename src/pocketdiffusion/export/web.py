@@ -23,7 +23,7 @@ from pathlib import Path
 from ..runtime.manifest import Manifest, sha256
 from . import onnx as graphs
 
-PRECISIONS = graphs.PRECISIONS
+PRECISIONS, PLANNED = graphs.PRECISIONS, graphs.PLANNED
 SUFFIX, LIBRARY, write, opened, operators = (
     graphs.SUFFIX,
     graphs.LIBRARY,

@@ -13,6 +13,7 @@ OUT/plans.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,10 +83,12 @@ def main(args: Args) -> None:
     _, probes = recorded(made, manifest_of(pipe, made, Choice(), args.pipeline), pipe)
     chosen = plans(made, probes, int(args.size_mb * 1e6))
     coarse = {name: rounded(made[name].module, chosen[name].bits) for name in made}
+    vae = deepcopy(pipe.vae)
+    vae.load_state_dict(coarse["decoder"].vae.state_dict(), strict=False)  # type: ignore[union-attr,operator]
     tuned = Pipeline(
         coarse["denoiser"].denoiser,  # type: ignore[arg-type]
         coarse["text_encoder"].encoder,  # type: ignore[arg-type]
-        coarse["decoder"].vae,  # type: ignore[arg-type]
+        vae,
         pipe.schedule,
     )
     whole = sum(plan.bytes for plan in chosen.values())

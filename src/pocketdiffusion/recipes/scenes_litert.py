@@ -6,7 +6,7 @@
     litert/bin/pip install torch==2.13.0 litert-torch==0.10.0 .
     litert/bin/pocket train scenes_litert --out runs/scenes_litert
 
-    pocket train scenes_litert --threads 1
+    pocket train scenes_litert --threads 1 --out runs/scenes_litert_1
 
 litert-torch pins older versions of typing_extensions and pydantic than the rest of the project gets: hence an
 environment of its own (2.1 GB; a CPU build of torch will do). Writes COMPONENT-PRECISION.tflite, litert.json

@@ -1,7 +1,7 @@
 """One pipeline on every runtime: torch, onnxruntime, ExecuTorch, the browser.
 
     pocket train scenes_runtimes
-    pocket train scenes_runtimes --targets onnx:fp32 onnx:int8 --threads 1
+    pocket train scenes_runtimes --targets onnx:fp32 onnx:int8 --threads 1 --out runs/two_runtimes
 
 Exports what is not yet in OUT, then times a denoising step (guided: two rows) and a whole picture on every
 number of threads, and prints one table with eager fp32 as 1. The browser (target web) is Chromium, with the

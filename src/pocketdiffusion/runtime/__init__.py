@@ -6,6 +6,5 @@ A bundle carries a copy of this folder and of noise.py, so it runs without the p
     schedule.py    Levels of a schedule and its one-step samplers, in numpy; the twin of ``diffusion``.
     sample.py      Prompt tokens -> pictures, given the three components as functions of named arrays.
     bundle.py      Bundle: an exported folder, opened, checked and run by onnxruntime; no torch anywhere.
-    peak.py        Peak memory of an exported component, measured in a fresh process.
     run.py         The command line of a bundle, without this package.
 """
