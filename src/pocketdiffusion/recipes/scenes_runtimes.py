@@ -5,14 +5,16 @@
 
 Exports what is not yet in OUT, then times a denoising step (guided: two rows) and a whole picture on every
 number of threads, and prints one table with eager fp32 as 1. The browser (target web) is Chromium, with the
-playwright package. Rows are marked where others were using the cores: give it a quiet machine. The exports to
-ExecuTorch take some minutes, all else three. LiteRT has an environment of its own: scenes_litert.
+playwright package; its first picture is counted from the moment the page is ready. Rows but the browser's are
+marked where others were using the cores: give it a quiet machine. Exports to ExecuTorch take some minutes,
+all else three. LiteRT has an environment of its own: scenes_litert.
 Expected: see docs/results.md (speed on every runtime).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -67,7 +69,7 @@ def timed(call: Callable[[], Any], runs: int, threads: int) -> tuple[float, str]
 def filled(row: Row, threads: int, step: tuple[float, str], picture: tuple[float, str] | None) -> None:
     row[f"step ms ({threads} thr)"], mark = step
     row[f"picture s ({threads} thr)"] = picture[0] / 1e3 if picture else None
-    row["note"] = row.get("note") or mark.strip()
+    row["note"] = row.get("note") or mark.strip() or (picture[1].strip() if picture else "")
 
 
 def eager(pipe: Pipeline, program: Program, args: Args) -> Row:
@@ -131,6 +133,7 @@ def browser(folder: Path, args: Args) -> Row:
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and p.suffix != ".wasm")
     row: Row = {"runtime": f"{folder.name} (Chromium)", "MB": size / 1e6}
     path = shutil.which("chromium") or shutil.which("google-chrome")
+    firsts: list[str] = []
     with served(folder) as address, sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
         for n in args.threads:
@@ -141,10 +144,11 @@ def browser(folder: Path, args: Args) -> Row:
             if about["threads"] != n:
                 raise ValueError(f"--threads {n}: the browser runs {about['threads']}")
             found = [drawn(tab) for _ in range(args.pictures + 1)]
-            row["note"] = f"first picture {found[0][1] / 1e3:.1f} s after load ({n} thr)"
+            firsts.append(f"{found[0][1] / 1e3:.1f} s ({n} thr)")
             steps, whole = (median(x) for x in zip(*found[1:]))
             filled(row, n, (steps, ""), (whole, ""))
         chromium.close()
+    row["note"] = "first picture " + ", ".join(firsts)
     return row
 
 
@@ -160,7 +164,13 @@ def drawn(tab: Any) -> tuple[float, float]:
 
 
 def main(args: Args) -> None:
+    if any(named.startswith("web") for named in args.targets):
+        import playwright  # noqa: F401  before the minutes that the rest takes
+
+        if max(args.threads) > (os.cpu_count() or 1):
+            raise ValueError(f"--threads {max(args.threads)}: this machine has {os.cpu_count()} cores")
     torch.set_grad_enabled(False)
+    args.out.mkdir(parents=True, exist_ok=True)
     pipe = Pipeline.from_pretrained(args.model)
     program = programs(pipe)["denoiser"]
     folders = []
@@ -176,10 +186,10 @@ def main(args: Args) -> None:
     for folder in folders:
         print(f"timing {folder.name}", flush=True)
         rows.append(browser(folder, args) if folder.name.startswith("web") else native(folder, program, args))
+        (args.out / "runtimes.json").write_text(json.dumps(rows, indent=2) + "\n")
     for row in rows:
         for n in args.threads:
             row[f"speed ({n} thr)"] = rows[0][f"step ms ({n} thr)"] / row[f"step ms ({n} thr)"]
         row["note"] = row.pop("note", "")
     print(table(rows))
-    args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "runtimes.json").write_text(json.dumps(rows, indent=2) + "\n")
