@@ -41,8 +41,9 @@ def write(
     program: Program, path: Path, precision: str, bits: Bits | None = None, probes: Probes = ()
 ) -> None:
     """``program`` as a .pte file. ``bits`` by layer: 16 keeps it in fp32."""
-    import executorch.exir  # noqa: F401  a clear message when the extra is missing
-
+    with quiet():  # torchao tells of every kernel that is not there
+        import executorch.exir  # noqa: F401  a clear message when the extra is missing
+        import torchao.quantization  # noqa: F401
     module = rewritten(program.module, {**ATTENTION, **NORMS, **GELU}).eval()
     kept = {name for name, b in (fitting(module, bits, program.name) if bits else {}).items() if b == 16}
     example = tuple(program.inputs.values())
