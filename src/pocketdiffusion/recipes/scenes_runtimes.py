@@ -163,13 +163,13 @@ def drawn(tab: Any) -> tuple[float, float]:
     return times["steps"] / count, sum(times.values())
 
 
+@torch.no_grad()
 def main(args: Args) -> None:
     if any(named.startswith("web") for named in args.targets):
         import playwright  # noqa: F401  before the minutes that the rest takes
 
         if max(args.threads) > (os.cpu_count() or 1):
             raise ValueError(f"--threads {max(args.threads)}: this machine has {os.cpu_count()} cores")
-    torch.set_grad_enabled(False)
     args.out.mkdir(parents=True, exist_ok=True)
     pipe = Pipeline.from_pretrained(args.model)
     program = programs(pipe)["denoiser"]
