@@ -17,8 +17,6 @@ from pocketdiffusion.export.program import Program, programs
 from pocketdiffusion.nn import rope
 from pocketdiffusion.nn.attention.full import Attention
 
-from .test_kinds import program
-
 if not importlib.util.find_spec("coremltools"):
     pytest.skip("needs the extra coreml", allow_module_level=True)
 pytestmark = pytest.mark.slow
@@ -55,8 +53,8 @@ def off(program, path):
 
 
 @pytest.mark.parametrize("kind", sorted(store.KINDS))
-def test_kinds(kind, tmp_path):
-    made = program(kind)
+def test_kinds(kind, program_of, tmp_path):
+    made = program_of(kind)
     target.write(made, tmp_path / "a.mlpackage", "fp32")
     assert off(made, tmp_path / "a.mlpackage") < 1e-4
     found = target.operators(tmp_path / "a.mlpackage")

@@ -9,9 +9,7 @@ CPU   how far the resident memory of a new process rises, from "torch is importe
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,7 +21,7 @@ import torch
 from torch import nn
 
 from .latency import device_of
-from .peak import high_water
+from .peak import alone, high_water
 
 
 @dataclass(frozen=True)
@@ -52,15 +50,8 @@ def _on_cpu(model: nn.Module, inputs: Sequence[Any]) -> int:
             raise ValueError(
                 f"{type(model).__name__} does not pickle, which measuring needs: {error}"
             ) from None
-        paths = os.pathsep.join(p for p in sys.path if p)
-        env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, str(job)], env=env, capture_output=True, text=True
-        )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise ValueError(f"{type(model).__name__} cannot be measured in a process of its own: {reason}")
-    return int(done.stdout.split()[-1])
+        threads = str(torch.get_num_threads())
+        return alone(type(model).__name__, __name__, str(job), threads)
 
 
 def peak(model: nn.Module, inputs: Sequence[Any]) -> Memory:
@@ -74,8 +65,9 @@ def peak(model: nn.Module, inputs: Sequence[Any]) -> Memory:
 
 
 @torch.no_grad()
-def child(job: Path) -> int:
+def child(job: Path, threads: int) -> int:
     """What ``_on_cpu`` runs in its own process: the rise of the high-water mark."""
+    torch.set_num_threads(threads)
     # the file was written by our parent a moment ago, so unpickling it is safe
     model, inputs = torch.load(job, weights_only=False, mmap=True)
     # the kernels' libraries are loaded at their first use; that is not the model's memory
@@ -86,4 +78,4 @@ def child(job: Path) -> int:
 
 
 if __name__ == "__main__":
-    print(child(Path(sys.argv[1])))
+    print(child(Path(sys.argv[1]), int(sys.argv[2])))

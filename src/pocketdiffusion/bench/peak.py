@@ -37,12 +37,17 @@ def peak(path: Path, inputs: Mapping[str, Any], module: str, library: str) -> in
         given = Path(folder) / "inputs.npz"
         arrays: dict[str, Any] = {name: np.asarray(value) for name, value in inputs.items()}
         np.savez(given, **arrays)
-        env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        argv = [sys.executable, "-m", __name__, str(path), str(given), module, library]
-        done = subprocess.run(argv, env=env, capture_output=True, text=True)
+        return alone(str(path), __name__, str(path), str(given), module, library)
+
+
+def alone(what: str, module: str, *argv: str) -> int:
+    """The number that ``python -m module argv`` prints last. ValueError, naming ``what``, when it fails."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-m", module, *argv]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise ValueError(f"{path} cannot be measured in a process of its own: {reason}")
+        raise ValueError(f"{what} cannot be measured in a process of its own: {reason}")
     return int(done.stdout.split()[-1])
 
 

@@ -167,7 +167,7 @@ def component_row(
     given = {key: value.numpy() for key, value in inputs.items()}
     path, writer = folder / described["file"], target(bundle.manifest.target)
     row: dict[str, Any] = {"part": name, "runtime": str(folder), "MB": size_of(path) / 1e6}
-    if args.memory and writer.LIBRARY:
+    if args.memory:
         row["peak MB"] = peak(path, given, writer.__name__, writer.LIBRARY) / 1e6
     for n in args.threads:
         bundle.threads = n

@@ -1,8 +1,8 @@
 """Program -> file: a trained pipeline becomes packages for devices, each checked against the original.
 
-A target is a module with PRECISIONS, SUFFIX, LIBRARY (what runs it here), ``write(program, path, precision,
-bits, probes)``, ``opened(path, threads) -> f(named arrays)`` and ``operators(path)``, and a line in
-``bundle.TARGETS``. It sees Programs, never a class of the house.
+A target is a module with PRECISIONS, PLANNED (those that heed a plan of bits), SUFFIX, LIBRARY (what runs it
+here), ``write(program, path, precision, bits, probes)``, ``opened(path, threads) -> f(named arrays)`` and
+``operators(path)``, and a line in ``bundle.TARGETS``. It sees Programs, never a class of the house.
 
     program.py     Programs: a pipeline as three plain functions of fixed shape; all that exporters see.
     rewrite.py     Same weights and function, operators that edge runtimes like: nn/ modules replaced.

@@ -1,6 +1,6 @@
 """Four-bit weights, with biases and norms tuned to them by self-distillation.
 
-    pocket train scenes_bits --size-mb 3.9               # a quarter of an hour on one core
+    pocket train scenes_bits --size-mb 3.9
     pocket export runs/scenes_bits/pipeline --precision w4 --plan runs/scenes_bits/plans -o out/scenes-w4t
 
 Bits are chosen per layer under the budget (export/budget.py) and weights rounded; then biases, norms and
