@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from pocketdiffusion import store
+from pocketdiffusion.autoencoders.tiny import Config, TinyDecoder
+from pocketdiffusion.export.program import programs
 from pocketdiffusion.pipeline import Pipeline, Schedule, to_pil
 
 from .conftest import tiny
@@ -200,3 +202,25 @@ def test_schedule_levels():
 def test_to_pil_rounds_to_the_nearest_level():
     x = torch.tensor([-1.0, 0.0, 1.0])[:, None, None].expand(3, 2, 2)
     assert np.asarray(to_pil(x))[0, 0].tolist() == [0, 128, 255]
+
+
+def test_a_smaller_decoder_takes_the_place_of_the_vae_s(tiny_folder, tmp_path):
+    pipe = Pipeline.from_pretrained(tiny_folder)
+    assert pipe.decoder is pipe.vae and "decoder" not in pipe.components
+    config = Config(pipe.vae.config.channels, (8, 8, 8), (1, 1, 1), groups=8)
+    store.save(TinyDecoder(config), tmp_path / "decoder")
+    other = Pipeline.from_pretrained(tiny_folder, tmp_path / "decoder")
+    x = other.sample(["a red circle"], steps=2)
+    assert x.shape == pipe.sample(["a red circle"], steps=2).shape
+    other.save_pretrained(tmp_path / "both")
+    again = Pipeline.from_pretrained(tmp_path / "both")
+    assert type(again.decoder).__name__ == "TinyDecoder"
+    assert torch.equal(again.sample(["a red circle"], steps=2), x)
+    # the runtimes get the decoder that draws
+    assert programs(again)["decoder"].module.vae.config == config
+
+
+def test_a_decoder_of_other_latents_is_refused(tiny_folder, tmp_path):
+    store.save(TinyDecoder(Config(5, (8, 8, 8), (1, 1, 1), groups=8)), tmp_path / "decoder")
+    with pytest.raises(ValueError, match="the decoder has channels 5, the vae 4"):
+        Pipeline.from_pretrained(tiny_folder, tmp_path / "decoder")

@@ -5,6 +5,7 @@ pipe("two green stars", seed=3)[0].save("stars.png")
 
 FOLDER/model_index.json             which classes
 FOLDER/transformer/  text_encoder/  vae/
+FOLDER/decoder/                             a smaller decoder in place of the vae's own, if there is one
 FOLDER/tokenizer/tokenizer.json
 FOLDER/scheduler/scheduler_config.json      how the model wants to be sampled: see Schedule
 """
@@ -33,6 +34,7 @@ from .text.tokenizer import Tokenizer
 
 SHIPPED = Path(__file__).parent / "weights"
 COMPONENTS = ("transformer", "text_encoder", "vae")
+OPTIONAL = ("decoder",)
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,18 @@ def matched(folder: Path, parts: dict[str, Any], tokens: int) -> None:
         raise ValueError(f"{folder}: the transformer has {model.channels} channels, the vae {vae.channels}")
     if model.text != text.dim:
         raise ValueError(f"{folder}: the transformer reads text of width {model.text}, not {text.dim}")
+    if "decoder" in parts:
+        fitting(folder, parts["decoder"], vae)
     if tokens > text.vocab:
         raise ValueError(f"{folder}: the tokenizer has {tokens} tokens, the text encoder {text.vocab}")
+
+
+def fitting(source: Any, decoder: Any, vae: Any) -> None:
+    """Whether ``decoder`` reads the latents of an autoencoder with config ``vae``."""
+    for name in ("channels", "factor"):
+        found, wanted = getattr(decoder.config, name), getattr(vae, name)
+        if found != wanted:
+            raise ValueError(f"{source}: the decoder has {name} {found}, the vae {wanted}")
 
 
 class Decoder(nn.Module):
@@ -114,15 +126,25 @@ class Pipeline:
     transformer: Any
     text_encoder: Any
     vae: Any
+    decoder: Any  # what makes pixels: the vae, unless a smaller one was given
 
-    def __init__(self, transformer: nn.Module, text_encoder: nn.Module, vae: nn.Module, schedule: Schedule):
+    def __init__(
+        self,
+        transformer: nn.Module,
+        text_encoder: nn.Module,
+        vae: nn.Module,
+        schedule: Schedule,
+        decoder: nn.Module | None = None,
+    ):
         self.transformer, self.text_encoder, self.vae = transformer, text_encoder, vae
+        self.decoder = vae if decoder is None else decoder
         self.schedule = schedule.check("schedule")
         self.dtype = torch.float32
 
     @property
     def components(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in COMPONENTS}
+        names = COMPONENTS if self.decoder is self.vae else (*COMPONENTS, *OPTIONAL)
+        return {name: getattr(self, name) for name in names}
 
     @property
     def device(self) -> torch.device:
@@ -136,16 +158,20 @@ class Pipeline:
         return self
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> Pipeline:
-        """A shipped pipeline by name, or a folder in the diffusers layout."""
+    def from_pretrained(cls, name: str | Path, decoder: str | Path | None = None) -> Pipeline:
+        """A shipped pipeline by name, or a folder in the diffusers layout. ``decoder``: another one's."""
         folder = find(name)
         index = store.read_json(folder / "model_index.json")
         if missing := [c for c in (*COMPONENTS, "tokenizer", "scheduler") if c not in index]:
             raise ValueError(f"{folder / 'model_index.json'}: no component {missing[0]!r}")
-        parts = {c: store.load(folder / c) for c in COMPONENTS}
-        for c in COMPONENTS:
+        there = [*COMPONENTS, *(c for c in OPTIONAL if c in index and not decoder)]
+        parts = {c: store.load(folder / c) for c in there}
+        for c in there:
             if index[c][-1] != type(parts[c]).__name__:
                 raise ValueError(f"{folder / c}: holds a {type(parts[c]).__name__}, expected {index[c][-1]}")
+        if decoder:
+            parts["decoder"] = store.load(Path(decoder))
+            fitting(decoder, parts["decoder"], parts["vae"].config)
         text = parts["text_encoder"]
         text.tokenizer = Tokenizer.load(folder / "tokenizer", text.config.length)
         matched(folder, parts, len(text.tokenizer))
@@ -218,7 +244,7 @@ class Pipeline:
                 x = step.x
                 if callback:
                     callback(step)
-            return self.vae.decode(x).float().clamp(-1, 1)
+            return self.decoder.decode(x).float().clamp(-1, 1)
 
     def __call__(
         self,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 KINDS: dict[str, tuple[str, str]] = {
     "DiT": ("models.dit", "diffusion_pytorch_model"),
     "AutoencoderKL": ("autoencoders.kl", "diffusion_pytorch_model"),
+    "H3AE": ("autoencoders.h3ae", "diffusion_pytorch_model"),
+    "TinyDecoder": ("autoencoders.tiny", "diffusion_pytorch_model"),
     "TextTransformer": ("text.encoder", "model"),
     "SceneNet": ("eval.features", "model"),
 }
@@ -132,6 +134,8 @@ def alike(value: Any, default: Any) -> bool:
     def kinds(x: Any) -> set[type]:
         return {float if type(v) is int else type(v) for v in (x if isinstance(x, tuple) else (x,))}
 
+    if () in (value, default):
+        return isinstance(value, tuple) and isinstance(default, tuple)
     return kinds(value) == kinds(default)
 
 

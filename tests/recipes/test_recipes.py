@@ -140,3 +140,50 @@ def test_scenes_runtimes(tiny_folder, tmp_path, capsys):
     assert [r["runtime"] for r in rows] == ["eager fp32", "onnx-int8"]
     assert rows[0]["speed (1 thr)"] == 1 and all(r["picture s (1 thr)"] > 0 for r in rows)
     assert "onnx-int8" in capsys.readouterr().out
+
+
+def test_h3ae_scenes(tmp_path):
+    flags = ["--steps", "5", "--batch", "2", "--preset", "smoke", "--size", "32", "--frames", "5"]
+    flags += ["--held-out", "2"]
+    train("h3ae_scenes", "--out", tmp_path, *flags)
+    vae = store.load(tmp_path / "vae")
+    assert vae.encode(vae.example()[0]).shape == (2, 8, 3, 2, 2)
+
+
+def test_tiny_decoder_leaves_the_encoder_alone(tmp_path):
+    before = kl.AutoencoderKL(kl.PRESETS["smoke"])
+    store.save(before, tmp_path / "vae")
+    flags = ["--steps", "3", "--batch", "2", "--preset", "smoke", "--size", "32", "--perceptual", "0.1"]
+    train("tiny_decoder", "--vae", tmp_path / "vae", "--out", tmp_path / "run", *flags)
+    decoder = store.load(tmp_path / "run" / "decoder")
+    x = before.example()[0]
+    assert decoder.decode(before.encode(x)).shape == x.shape
+
+
+def test_autoencoder_claims_are_kept_and_not_repeated(tmp_path, capsys):
+    flags = ["--steps", "2", "--batch", "1", "--frames", "5", "--held-out", "2", "--seeds", "0"]
+    flags += ["--out", tmp_path, "--arms", "l1", "gan", "consistency"]
+    train("autoencoder_claims", *flags)
+    assert "gan - l1" in capsys.readouterr().out
+    kept = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*-0.json")}
+    assert set(kept) == {"l1-0.json", "gan-0.json", "consistency-0.json"}
+    train("autoencoder_claims", *flags)
+    assert kept == {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*-0.json")}
+
+
+def test_scale_equivariance(tmp_path):
+    store.save(kl.AutoencoderKL(kl.PRESETS["smoke"]), tmp_path / "vae")
+    flags = ["--steps", "2", "--batch", "4", "--dit-steps", "2", "--pictures", "32", "--seeds", "0"]
+    flags += ["--vae", tmp_path / "vae", "--arms", "control", "se", "eq", "--held-out", "8"]
+    train("scale_equivariance", "--out", tmp_path / "run", *flags)
+    assert (tmp_path / "run" / "spectra.svg").read_text().startswith("<svg")
+    assert (tmp_path / "run" / "se-0.json").exists()
+
+
+def test_autoencoder_speed_counts(tmp_path):
+    train("autoencoder_speed", "--out", tmp_path, "--pairs", "8x32x32", "1x8x8", "--count-only")
+    rows = {r["autoencoder"]: r for r in json.loads((tmp_path / "speed.json").read_text())}
+    ours, peer = rows["H3AE 8x32x32_c128"], rows["diffusers ltx-0.9"]
+    assert ours["compression"] == peer["compression"] == 192
+    assert ours["decode kMACs/px"] < peer["decode kMACs/px"]
+    assert rows["diffusers sdxl"]["decode M params"] > 30 * rows["TinyDecoder snapgen_4"]["decode M params"]

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..nn.conv import ResBlock
+from ..nn.conv import Down, ResBlock, Up
 
 
 @dataclass(frozen=True)
@@ -37,28 +36,6 @@ PRESETS: dict[str, Config] = {
     "f4": Config(channels=3, widths=(128, 256, 512), blocks=2, groups=32, side=256),
     "f8": Config(channels=4, widths=(128, 256, 512, 512), blocks=2, groups=32, side=256),
 }
-
-
-class Down(nn.Module):
-    """Halve the resolution: 2 x 2 pixels onto channels, then 1 x 1."""
-
-    def __init__(self, channels: int, out: int):
-        super().__init__()
-        self.proj = nn.Conv2d(4 * channels, out, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(F.pixel_unshuffle(x, 2))
-
-
-class Up(nn.Module):
-    """Double the resolution: 1 x 1, then channels onto 2 x 2 pixels."""
-
-    def __init__(self, channels: int, out: int):
-        super().__init__()
-        self.proj = nn.Conv2d(channels, 4 * out, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.proj(x), 2)
 
 
 def stage(width: int, blocks: int, groups: int) -> list[nn.Module]:

@@ -50,7 +50,7 @@ def parts(pipe: Any, batch: int) -> dict[str, tuple[Any, tuple[Any, ...]]]:
     return {
         "text encoder": (pipe.text_encoder, pipe.text_encoder.example(batch, device)),
         "denoising step": (pipe.transformer, (x, t, cond)),
-        "decoder": (Decoder(pipe.vae), (x,)),
+        "decoder": (Decoder(pipe.decoder), (x,)),
     }
 
 

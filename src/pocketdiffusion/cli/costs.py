@@ -1,4 +1,4 @@
-"""pocket costs: what every block and branch of a model takes, here or on a phone, as a table.
+"""pocket costs: what every block and branch takes, here or on a phone, as a table.
 
     pocket costs scenes --runtime onnx -o out/costs.json
     pocket costs DiT:scenes --batch 2              # a preset with random weights: as fast as trained ones

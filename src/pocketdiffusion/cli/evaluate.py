@@ -30,6 +30,8 @@ CAPTIONS, PICTURES = 10**6, 10**6 + 1  # seeds of the world that no training run
 class Args:
     model: str = "scenes"
     """A shipped pipeline's name or a folder."""
+    decoder: Path | None = None
+    """A folder with another decoder of the same latents (pocket train tiny_decoder)."""
     bundle: Path | None = None
     """An exported folder (pocket export) to score in place of the model."""
     per_prompt: int = 4
@@ -93,16 +95,24 @@ def scene_eval(draw: Any, args: Args) -> tuple[Any, list[Tensor]]:
         return evaluate(generate, SceneDetector(), args.per_prompt, chosen, args.batch), shown
 
 
+def through(pipe: Pipeline, x: Tensor) -> Tensor:
+    """Pictures encoded, and decoded by what draws."""
+    import torch
+
+    with torch.no_grad():
+        return pipe.decoder.decode(pipe.vae.encode(x)).clamp(-1, 1)
+
+
 def judge(pipe: Pipeline, count: int = 1000) -> list[dict[str, Any]]:
     """The detector on worlds whose truth is known, as they are and through the autoencoder."""
     from ..data.scenes import EVAL_WORLD, Scenes, World
     from ..eval.detection import accuracy
-    from ..eval.reconstruction import psnr, reconstruct
+    from ..eval.reconstruction import psnr
     from ..rewards.scenes import SceneDetector
 
     rows = []
     for name, world in (("SceneEval's world", EVAL_WORLD), ("full world", World())):
-        for change in (None, lambda x: reconstruct(pipe.vae, x.to(pipe.device)).cpu()):
+        for change in (None, lambda x: through(pipe, x.to(pipe.device)).cpu()):
             found = accuracy(SceneDetector(), world, count, CAPTIONS, change=change)
             x = Scenes(world, 256)(PICTURES, 0).x
             row: dict[str, Any] = {"pictures": name, "through the autoencoder": "yes" if change else "no"}
@@ -153,7 +163,7 @@ def main(args: Args) -> None:
     from ..runtime.manifest import read
     from ..store import config_of
 
-    pipe = Pipeline.from_pretrained(args.model).to(choose(args.device), precision(args.dtype))
+    pipe = Pipeline.from_pretrained(args.model, args.decoder).to(choose(args.device), precision(args.dtype))
     if args.bundle:
         pipe.schedule = config_of(Schedule, read(args.bundle).schedule, args.bundle)
     if args.judge:

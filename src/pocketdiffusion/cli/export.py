@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class Args:
     model: Annotated[str, tyro.conf.Positional] = "scenes"
     """A shipped pipeline's name or a folder."""
+    decoder: Path | None = None
+    """A folder with another decoder of the same latents (pocket train tiny_decoder)."""
     target: str = "onnx"
     """Which runtime: onnx, executorch, coreml or web."""
     precision: str = "fp32"
@@ -115,7 +117,7 @@ def main(args: Args) -> None:
     from ..export.program import programs
     from ..pipeline import Pipeline
 
-    pipe = Pipeline.from_pretrained(args.model)
+    pipe = Pipeline.from_pretrained(args.model, args.decoder)
     chosen = [name for name in Args.components if name in args.components]
     every = programs(pipe, args.size)
     made = {name: every[name] for name in chosen}

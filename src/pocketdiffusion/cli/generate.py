@@ -50,6 +50,8 @@ class Args:
     """Enlarge by this whole factor, without smoothing."""
     model: str = "scenes"
     """A shipped pipeline's name or a folder."""
+    decoder: Path | None = None
+    """A folder with another decoder of the same latents (pocket train tiny_decoder)."""
     bundle: Path | None = None
     """An exported folder (pocket export), run in place of the model by its own runtime."""
     sequential: bool = False
@@ -117,7 +119,7 @@ def from_model(args: Args, prompts: list[str]) -> tuple[list[Image.Image], dict[
 
     from ..pipeline import Pipeline
 
-    pipe = Pipeline.from_pretrained(args.model).to(choose(args.device), precision(args.dtype))
+    pipe = Pipeline.from_pretrained(args.model, args.decoder).to(choose(args.device), precision(args.dtype))
     schedule = pipe.settings(args.steps, args.guidance)
     steps, batch = len(schedule.levels()) - 1, 16
     total = -(-len(prompts) * args.num_images // batch) * steps

@@ -15,8 +15,10 @@ VERBS = {
     "eval": ("evaluate", "score a pipeline on SceneEval"),
     "export": ("export", "a pipeline -> a bundle for a device"),
     "serve-web": ("serve_web", "show a web bundle in the browser"),
+    "spectrum": ("spectrum", "how much fine detail latents carry"),
     "bench": ("bench", "parameters, latency and memory"),
     "costs": ("costs", "what every block takes, as a table for pruning and search"),
+    "reconstruct": ("reconstruct", "a picture or video through an autoencoder, side by side"),
     "info": ("info", "what is in a saved pipeline or network"),
     "demo": ("demo", "sample, train, score, time, export: a report in a few minutes"),
 }
@@ -27,14 +29,15 @@ EXTRAS = {
     **dict.fromkeys(("tensorboard", "peft"), "train"),
     **dict.fromkeys(("diffusers", "transformers", "accelerate"), "teachers"),
     "coremltools": "coreml",
-    "scipy": "eval",
+    **dict.fromkeys(("scipy", "skimage"), "eval"),
+    "av": "video",
     "playwright": "dev",
 }
 
 
 def usage() -> str:
     lines = ["usage: pocket VERB [flags]      (pocket VERB --help for the flags)", ""]
-    return "\n".join([*lines, *(f"  {verb:10} {what}" for verb, (_, what) in VERBS.items())])
+    return "\n".join([*lines, *(f"  {verb:11} {what}" for verb, (_, what) in VERBS.items())])
 
 
 def run(argv: list[str]) -> None:

@@ -7,7 +7,7 @@ in units of the view box, 460 wide: small enough that the text stays readable on
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 
 PALETTE = ("#3b7de0", "#e07a2f", "#2fa377", "#a35fd0", "#d24a5f", "#8a8f98")
@@ -70,12 +70,27 @@ def legend(names: Sequence[str], left: float) -> tuple[list[str], float]:
     return parts, y + 8
 
 
-def lines(series: Mapping[str, Points], x: str = "", y: str = "", title: str = "chart") -> str:
-    """``series``: name -> points (x, y); ``x`` and ``y`` name the axes."""
+def lines(
+    series: Mapping[str, Points],
+    x: str = "",
+    y: str = "",
+    title: str = "chart",
+    dashed: Collection[str] = (),
+) -> str:
+    """``series``: name -> points (x, y); ``x`` and ``y`` name the axes.
+
+    Later lines lie over earlier ones: a ``dashed`` one shows what it lies on.
+    """
     points = [p for line in series.values() for p in line]
     if not points:
         raise ValueError("a chart needs at least one point")
-    xs = ticks(min(p[0] for p in points), max(p[0] for p in points))
+    first, last = min(p[0] for p in points), max(p[0] for p in points)
+    xs = ticks(first, last)
+    if first < last:
+        # the axis ends with the data and not at the next round number
+        xs = [v for v in xs if v <= last + 1e-9 * (last - first)]
+    else:
+        last = xs[-1]
     ys = ticks(min(p[1] for p in points), max(p[1] for p in points))
     parts, top = legend(list(series), 4)
     top += 12 + (16 if y else 0)
@@ -83,7 +98,7 @@ def lines(series: Mapping[str, Points], x: str = "", y: str = "", title: str = "
     right, bottom = WIDTH - 16, HEIGHT - 24 - (18 if x else 0)
 
     def place(px: float, py: float) -> tuple[float, float]:
-        across = (px - xs[0]) / (xs[-1] - xs[0])
+        across = (px - xs[0]) / (last - xs[0])
         return left + across * (right - left), bottom - (py - ys[0]) / (ys[-1] - ys[0]) * (bottom - top)
 
     for v in ys:
@@ -100,15 +115,16 @@ def lines(series: Mapping[str, Points], x: str = "", y: str = "", title: str = "
         parts.append(label(4, top - 14, y, extra=' opacity="0.7"'))
     if x:
         parts.append(label((left + right) / 2, HEIGHT - 6, x, "middle", ' opacity="0.7"'))
-    for i, line in enumerate(series.values()):
-        parts += stroke([place(*p) for p in line], PALETTE[i % len(PALETTE)])
+    for i, (name, line) in enumerate(series.items()):
+        parts += stroke([place(*p) for p in line], PALETTE[i % len(PALETTE)], name in dashed)
     return svg(parts, HEIGHT, title)
 
 
-def stroke(spots: Points, colour: str) -> list[str]:
+def stroke(spots: Points, colour: str, dashed: bool = False) -> list[str]:
     """A line through the spots, which are marked when they are few."""
     path = " ".join(f"{a:.1f},{b:.1f}" for a, b in spots)
     style = f'fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round" stroke-linecap="round"'
+    style += ' stroke-dasharray="3 6"' if dashed else ""
     marks = [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"/>' for a, b in spots]
     return [f'<polyline points="{path}" {style}/>', *(marks if len(spots) <= 24 else [])]
 

@@ -122,5 +122,5 @@ def programs(pipe: Pipeline, size: int | tuple[int, int] | None = None) -> dict[
         **said,
     }
     step = Program("denoiser", DenoiserStep(pipe.transformer, extras), inputs, ("v",))
-    last = Program("decoder", Decoder(pipe.vae), {"z": x[:1].clone()}, ("picture",))
+    last = Program("decoder", Decoder(pipe.decoder), {"z": x[:1].clone()}, ("picture",))
     return {p.name: p for p in (first, step, last)}

@@ -4,7 +4,12 @@ A method has ``players`` (exactly the parameters that train, by role), ``turn(st
 batch)`` and its own state (types.Method). It is given networks and knows no model class; ``train.fit`` runs
 it. The docstring of each file has the equations in the letters of the code.
 
-    autoencode.py      Trains an autoencoder: L1 reconstruction and a KL term on the posterior.
+    autoencode.py      Trains an autoencoder: reconstruction, a KL term, and the terms that a recipe adds.
+    consistency.py     Latent consistency: what was reconstructed should be encoded as the original was.
+    equivariance.py    Scale equivariance: a smaller latent should decode to a smaller picture.
+    perceptual.py      A perceptual distance: how differently a network sees two pictures.
+    wavelet.py         A wavelet loss: L1 between Haar sub-bands of a picture or clip and its reconstruction.
+    patch_gan.py       Adversarial training of an autoencoder: a PatchGAN beside the other terms.
     classify.py        Trains a network to count: how many things of every label a picture shows.
     flow_matching.py   Flow matching: learns the velocity of the straight path from data to noise.
     velocity.py        Velocity matching: a changed copy of a denoiser learns to predict as the original does.

@@ -5,7 +5,9 @@ Layers know no model and no task. Whatever another part of the house wants to re
 inside a network, ``axes`` makes a smaller network out of a bigger one.
 
     axes.py         Named weight axes: one table per model, from which pruning and extraction follow.
-    conv.py         Convolution blocks: depthwise-separable convolution and the plain residual block.
+    causal.py       Causal layers for clips: a frame sees itself and earlier ones, whole or as a stream.
+    conv.py         Convolution blocks: separable convolution, the plain residual block, resampling by two.
+    heads.py        Discriminator heads: features or pixels -> logits, one per place.
     mlp.py          Feed-forward layers: MLP (tanh-approximated GELU) and GEGLU.
     modulation.py   adaLN-single: one projection of the time embedding, a small table per block.
     norm.py         RMSNorm and LayerNorm with fp32 statistics.

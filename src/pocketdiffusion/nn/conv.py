@@ -1,4 +1,4 @@
-"""Convolution blocks: depthwise-separable convolution and the plain residual block."""
+"""Convolution blocks: separable convolution, the plain residual block, resampling by two."""
 
 from __future__ import annotations
 
@@ -32,3 +32,36 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class Down(nn.Module):
+    """Halve the resolution: 2 x 2 pixels onto channels, then 1 x 1."""
+
+    def __init__(self, channels: int, out: int):
+        super().__init__()
+        self.proj = nn.Conv2d(4 * channels, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(F.pixel_unshuffle(x, 2))
+
+
+class Up(nn.Module):
+    """Double the resolution: 1 x 1, then channels onto 2 x 2 pixels."""
+
+    def __init__(self, channels: int, out: int):
+        super().__init__()
+        self.proj = nn.Conv2d(channels, 4 * out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.proj(x), 2)
+
+
+class UpNearest(nn.Module):
+    """Double the resolution: nearest neighbour, then a separable 3 x 3; about what ``Up`` costs."""
+
+    def __init__(self, channels: int, out: int):
+        super().__init__()
+        self.conv = SeparableConv(channels, out, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -2,8 +2,8 @@
 
     theta_i = base^(-2 i / d_axis),  (a, b) -> (a cos - b sin, a sin + b cos)     for adjacent pairs (a, b)
 
-The head dimension is split evenly over the axes (Su et al. 2021; 2-D as in EVA and Lumina). Positions are
-real numbers, so a grid can be scaled to interpolate resolutions.
+The head dimension is split evenly over the axes unless told otherwise (Su et al. 2021; 2-D as in EVA and
+Lumina). Positions are real numbers, so a grid can be scaled to interpolate resolutions.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ def split(head_dim: int, axes: int) -> tuple[int, ...]:
     return (head_dim - part * (axes - 1),) + (part,) * (axes - 1)
 
 
-def angles(positions: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:
-    """Positions (N, axes) -> the table (2, N, head_dim / 2) of cosines and sines."""
+def angles(
+    positions: Tensor, head_dim: int, base: float = 10000.0, widths: tuple[int, ...] | None = None
+) -> Tensor:
+    """Positions (N, axes) -> the table (2, N, head_dim / 2); ``widths``: the parts of the head per axis."""
     parts: list[Tensor] = []
-    for axis, width in enumerate(split(head_dim, positions.shape[-1])):
+    for axis, width in enumerate(widths or split(head_dim, positions.shape[-1])):
         theta = base ** (-torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width)
         parts.append(positions[:, axis, None] * theta)
     angle = torch.cat(parts, dim=-1)

@@ -8,6 +8,11 @@ Recipes may import everything. A variant is a flag if it is a number and a new r
     live.py                A small denoiser from scratch, on the shipped autoencoder's latents, in a minute.
     scenes_autoencoder.py  The f4 autoencoder of the scenes world: 64 x 64 pixels -> 4 x 16 x 16 latents.
     scenes_decoder.py      A sharper decoder for the scenes autoencoder, whose encoder stays frozen.
+    h3ae_scenes.py         A video autoencoder of the scenes world: 4 x 64 x 64 pixels -> 16 x 8 x 8 latents.
+    tiny_decoder.py        A small decoder for an autoencoder, taught by the big one; the encoder stays.
+    scale_equivariance.py  Does scale equivariance make latents easier to model? A small DiT tells.
+    autoencoder_claims.py  What H3AE claims, at small scale: arms that differ in one thing, over paired seeds.
+    autoencoder_speed.py   Autoencoders side by side, in pairs of equal compression: operations, time, memory.
     scenes_teacher.py      The text-to-image teacher of the scenes world: a DiT and its text encoder.
     scenes_features.py     The feature network of the scenes world: the default of Frechet distances.
     scenes_throughput.py   How fast the scenes world is drawn, and the teacher trains: eager, compiled, bf16.

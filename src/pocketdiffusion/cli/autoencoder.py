@@ -1,0 +1,34 @@
+"""Which autoencoder a flag means: a shipped name, a folder of ours, or a diffusers one.
+
+    autoencoder_of("scenes")              the autoencoder of a shipped pipeline
+    autoencoder_of("my_pipeline/")        a pipeline's folder, ours or of diffusers: its vae/
+    autoencoder_of("my_autoencoder/")     config.json and weights, of ours (store.KINDS) or of diffusers
+
+All have encode, decode, posterior, and a config with ``channels`` and ``factor``, for video ``time_factor``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def autoencoder_of(model: str | Path) -> Any:
+    """The network in fp32 on the CPU, ready for inference; ValueError for anything that is none."""
+    from .. import store
+    from ..pipeline import find
+
+    folder = find(model)
+    if (folder / "model_index.json").exists():
+        folder = folder / "vae"
+    told = store.read_json(folder / "config.json")
+    # diffusers has an AutoencoderKL too; every config that it writes carries its version
+    if told.get("_class_name") in store.KINDS and "_diffusers_version" not in told:
+        network = store.load(folder)
+    else:
+        from ..teachers.autoencoders import load
+
+        network = load(folder).eval()
+    if missing := [name for name in ("encode", "decode") if not hasattr(network, name)]:
+        raise ValueError(f"{folder}: a {type(network).__name__} has no {missing[0]}, expected an autoencoder")
+    return network

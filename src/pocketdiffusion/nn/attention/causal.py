@@ -1,0 +1,104 @@
+"""Block-causal attention in clips: a token sees its own frame and those before it.
+
+    y_i = sum_j softmax_j(q_i k_j / sqrt(d)) v_j     over tokens j of frames  f(i) - window < f(j) <= f(i)
+
+RoPE over time, height and width, QK-norm (H3AE). The paper's attention looks back without end; ``window``
+(ours) bounds it, so that a stream of any length needs a state of fixed size. Positions enter as differences
+only, so a stream counts them from the oldest frame it remembers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..causal import State, pad_past, streamed
+from ..mlp import MLP
+from ..norm import RMSNorm
+from ..rope import angles, grid, rotate
+from .full import Attention
+
+
+@dataclass(frozen=True)
+class Ctx:
+    """What all blocks share. ``past``: remembered tokens in front of the chunk's own."""
+
+    rope: Tensor  # (2, past + N, head_dim / 2)
+    mask: Tensor | None  # (N, past + N) bool; None: everything is seen
+    keep: int  # tokens to remember
+
+
+def visible(frames: int, past: int, window: int, device: torch.device | str = "cpu") -> Tensor:
+    """(frames, past + frames) bool: which remembered and own frames each frame sees."""
+    ahead = torch.arange(-past, frames, device=device) - torch.arange(frames, device=device)[:, None]
+    return (ahead <= 0) & (ahead > -window)
+
+
+class CausalAttention(Attention):
+    """forward(x (B, N, D), ctx) -> (B, N, D); keys and values of the past are remembered unrotated."""
+
+    def stream(self, x: Tensor, state: State | None, ctx: Ctx) -> tuple[Tensor, State]:
+        q = self.norm_q(self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2))  # (B, H, N, d)
+        k = self.norm_k(self.k(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2))  # (B, K, N, d)
+        v = self.v(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)  # (B, K, N, d)
+        if state:
+            k, v = torch.cat([state["k"], k], 2), torch.cat([state["v"], v], 2)
+        own = ctx.rope[:, k.shape[2] - q.shape[2] :]
+        y = self.core(rotate(q, own), rotate(k, ctx.rope), v, ctx.mask)  # (B, H, N, d)
+        after = {"k": pad_past(k, ctx.keep), "v": pad_past(v, ctx.keep)} if ctx.keep else {}
+        return self.out(y.transpose(1, 2).flatten(2)), after
+
+
+class Block(nn.Module):
+    """x + attn(norm(x)), then x + mlp(norm(x)); linear layers have biases."""
+
+    def __init__(self, dim: int, heads: int, mlp: int):
+        super().__init__()
+        self.norm1 = RMSNorm(dim)
+        self.attn = CausalAttention(dim, heads, dim // heads, bias=True)
+        self.norm2 = RMSNorm(dim)
+        self.mlp = MLP(dim, mlp)
+
+    def stream(self, x: Tensor, state: State | None, ctx: Ctx) -> tuple[Tensor, State]:
+        after: State = {}
+        x = x + streamed(self, "attn", self.norm1(x), state, after, ctx)
+        return x + self.mlp(self.norm2(x)), after
+
+
+class CausalBlocks(nn.Module):
+    """``depth`` blocks on clips: (B, D, T, H, W) -> the same, whole or as a stream (nn/causal.py)."""
+
+    def __init__(self, dim: int, depth: int, heads: int, mlp: int, window: int):
+        super().__init__()
+        self.head_dim, self.window = dim // heads, window
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp) for _ in range(depth))
+
+    def context(self, t: int, h: int, w: int, seen: Tensor | None, x: Tensor) -> Ctx:
+        """``seen``: which of the remembered frames there have been (window - 1,); None at the beginning."""
+        past = 0 if seen is None else self.window - 1
+        # about three eighths of the head each for height and width, the rest for time: 64 = 16 + 24 + 24
+        side = self.head_dim * 3 // 16 * 2
+        widths = (self.head_dim - 2 * side, side, side)
+        rope = angles(grid(past + t, h, w, device=x.device), self.head_dim, widths=widths)
+        mask = visible(t, past, self.window, x.device)
+        if seen is not None:
+            mask = mask & torch.cat([seen > 0.5, seen.new_ones(t, dtype=torch.bool)])
+        every = mask.repeat_interleave(h * w, 0).repeat_interleave(h * w, 1)
+        return Ctx(rope, None if t == 1 and seen is None else every, (self.window - 1) * h * w)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stream(x)[0]
+
+    def stream(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        t, h, w = x.shape[2:]
+        seen = None if state is None or self.window == 1 else state["seen"]
+        ctx, after = self.context(t, h, w, seen, x), {}
+        tokens = x.flatten(2).transpose(1, 2)  # (B, T H W, D)
+        for i in range(len(self.blocks)):
+            tokens = streamed(self, f"blocks.{i}", tokens, state, after, ctx)
+        if self.window > 1:
+            before = x.new_zeros(self.window - 1) if seen is None else seen
+            after["seen"] = torch.cat([before, x.new_ones(t)])[t:]
+        return tokens.transpose(1, 2).unflatten(2, (t, h, w)), after

@@ -1,0 +1,136 @@
+"""What H3AE claims, at small scale: arms that differ in one thing, over paired seeds.
+
+    pocket train autoencoder_claims                                          # the losses, 3 seeds
+    pocket train autoencoder_claims --arms l1 told --control l1              # the omni objective
+    pocket train autoencoder_claims --arms l1 flat_0 nearest wide kl_1e-3    # layers, channels, KL
+
+Every run is kept (OUT/ARM-SEED.json) and not repeated. Expected: see docs/results.md (claims of H3AE).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import store
+from ..autoencoders.h3ae import H3AE, Config
+from ..bench.table import text
+from ..data.motion import MOVING_WORLD, Clips
+from ..device import bf16, choose
+from ..eval.reconstruction import scene_maps
+from ..eval.seeds import against, collect, table
+from ..eval.spectrum import curves
+from ..methods.autoencode import Autoencode, Term, Weighed
+from ..methods.consistency import latent_kl, latent_mse
+from ..methods.patch_gan import PatchGAN
+from ..methods.perceptual import perceptual
+from ..methods.wavelet import wavelet
+from ..nn.heads import PatchHead
+from ..pipeline import SHIPPED
+from ..train.fit import Run, fit
+from ..train.optimisers import adamw, warmup_cosine
+from ..types import Method
+from .h3ae_scenes import Args as Training
+from .h3ae_scenes import measured, mixed
+
+MEASURES = {"psnr": 2, "ssim": 4, "perceptual": 4, "frechet": 2, "flicker": 4, "cycle": 4, "high": 3}
+# what an arm changes in the network
+NETWORKS: dict[str, Callable[[Config], Config]] = {
+    "flat_0": lambda c: replace(c, flat=0),
+    "nearest": lambda c: replace(c, shuffle=False),
+    "wide": lambda c: replace(c, channels=2 * c.channels),
+    "told": lambda c: replace(c, omni=True),
+}
+# what an arm adds to L1 and KL, with the weight that is ours
+LOSSES: dict[str, tuple[Callable[[Any], Term], float]] = {
+    "consistency": (lambda maps: latent_kl, 0.1),
+    "consistency_mse": (lambda maps: latent_mse, 0.1),
+    "perceptual": (perceptual, 0.1),
+    "wavelet": (lambda maps: wavelet, 0.5),
+}
+ARMS = ("l1", *LOSSES, "gan", *NETWORKS, "kl_1e-3")
+
+
+@dataclass(frozen=True)
+class Args:
+    out: Path = Path("runs/autoencoder_claims")
+    arms: tuple[str, ...] = ("l1", "consistency", "consistency_mse", "perceptual", "wavelet", "gan")
+    control: str = "l1"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    preset: str = "ablation"
+    steps: int = 600
+    batch: int = 4
+    frames: int = 9
+    lr: float = 3e-3
+    size: int = 64
+    held_out: int = 64  # clips to judge on
+    bf16: bool | None = None  # autocast; None: where the device has it in hardware
+    device: str = "cpu"
+
+
+def method_of(arm: str, vae: H3AE, steps: int, device: torch.device) -> Method:
+    features = store.load(SHIPPED / "scenes" / "features").to(device).requires_grad_(False)
+    terms = {}
+    if arm in LOSSES:
+        make, weight = LOSSES[arm]
+        terms = {arm: Weighed(make(scene_maps(features)), weight, steps // 10)}
+    beta = float(arm.removeprefix("kl_")) if arm.startswith("kl_") else 1e-6
+    method = Autoencode(vae, beta, terms=terms, told=0.5 if arm == "told" else 0.0)
+    if arm == "gan":
+        # after reconstruction has settled, as is usual
+        return PatchGAN(method, PatchHead(width=32).to(device), 0.1, steps // 2)
+    return method
+
+
+def trained(arm: str, seed: int, args: Args, device: torch.device) -> dict[str, float]:
+    """One arm with one seed, from scratch, and what is measured of it."""
+    torch.manual_seed(seed)
+    config = NETWORKS.get(arm, lambda c: c)(replace(store.preset("H3AE", args.preset), omni=False))
+    vae = H3AE(config).to(device)
+    method = method_of(arm, vae, args.steps, device)
+    networks: dict[str, Any] = {"vae": vae}
+    optimisers = {"autoencoder": adamw(vae.parameters(), args.lr)}
+    if isinstance(method, PatchGAN):
+        networks["discriminator"] = method.discriminator
+        optimisers["discriminator"] = adamw(method.discriminator.parameters(), 2e-4)
+    run = Run(
+        args.steps,
+        args.out / f"{arm}-{seed}",
+        seed,
+        bf16=bf16(device, args.bf16),
+        ema=0.99,
+        save_every=200,
+        keep=1,
+        name=arm,
+    )
+    data = mixed(
+        Training(batch=args.batch, frames=args.frames, size=args.size),
+        device,
+    )
+    state = fit(method, data, optimisers, networks, run, warmup_cosine(args.steps, 50))
+    with state.averaged():
+        vae.calibrate(Clips(MOVING_WORLD, 32, args.size, args.frames, device)(0, 10**5).x)
+        found = measured(vae, args.size, args.frames, device, args.held_out)
+        spectra = curves(vae, held_out(args, device))
+        return {**found, "high": spectra["latents"].high, "high_sampled": spectra["sampled"].high}
+
+
+def held_out(args: Args, device: torch.device) -> Iterable[Tensor]:
+    clips = Clips(MOVING_WORLD, min(args.held_out, 8), args.size, args.frames, device)
+    return (clips(10**6 + 1, i).x for i in range(max(1, args.held_out // 8)))
+
+
+def main(args: Args) -> None:
+    if unknown := set((*args.arms, args.control)) - set(ARMS):
+        raise ValueError(f"--arms {sorted(unknown)[0]}: expected some of {', '.join(ARMS)}")
+    device = choose(args.device)
+    arms = dict.fromkeys((args.control, *args.arms))
+    found = collect(args.out, arms, args.seeds, lambda arm, seed: trained(arm, seed, args, device))
+    print(text(table(found, MEASURES)))
+    if len(arms) > 1:
+        print(text(against(found, args.control, MEASURES)))

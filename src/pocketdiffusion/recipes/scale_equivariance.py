@@ -1,0 +1,167 @@
+"""Does scale equivariance make latents easier to model? A small DiT tells.
+
+    pocket train scale_equivariance                                     # the shipped autoencoder, 3 seeds
+    pocket train scale_equivariance --vae FOLDER --data FOLDER/pictures --size 256 --dit-steps 0 --device cuda
+
+Arms: ``original``; ``control``, fine-tuned as long without the term; ``se``, with it; ``eq``, with EQ-VAE's
+rule instead. Of each: PSNR, the equivariance error, the share of high frequencies in its latents, and the
+Frechet distance of a small DiT trained from scratch on them for equal steps. Every run is kept and not
+repeated. Expected: see docs/results.md (claims of Diffusability). Ends with OUT/spectra.svg.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import store
+from ..bench.table import text
+from ..cli.autoencoder import autoencoder_of
+from ..data.latents import Encoded
+from ..data.photos import Photos
+from ..data.scenes import EVAL_WORLD, Scenes
+from ..device import bf16, choose
+from ..eval.frechet import Gaussian, frechet
+from ..eval.plots import lines
+from ..eval.reconstruction import measure
+from ..eval.seeds import against, collect, table
+from ..eval.spectrum import curves, equivariance_error
+from ..methods.autoencode import Autoencode, Weighed
+from ..methods.equivariance import eq_vae, scale_equivariance
+from ..methods.flow_matching import FlowMatching
+from ..models import dit
+from ..pipeline import SHIPPED, Pipeline, Schedule
+from ..text import encoder
+from ..train.fit import Data, Run, fit
+from ..train.optimisers import adamw, warmup_cosine
+from ..types import Batch, Cond
+from .smoke import WORLD
+
+MEASURES = {"psnr": 2, "se_error": 4, "high": 4, "slope": 4, "frechet_dit": 2}
+ARMS = ("original", "control", "se", "eq")
+
+
+@dataclass(frozen=True)
+class Args:
+    out: Path = Path("runs/scale_equivariance")
+    vae: str = "scenes"  # a shipped pipeline's, or a folder, ours or of diffusers
+    data: str = "scenes"  # scenes, photos (in scikit-image) or a folder of pictures
+    arms: tuple[str, ...] = ("original", "control", "se")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    alpha: float = 0.25  # weight of the term, as in the paper
+    steps: int = 800  # of fine-tuning
+    batch: int = 16
+    lr: float = 2e-4
+    beta: float = 1e-4  # weight of the KL term
+    dit_steps: int = 1500  # 0: no DiT
+    pictures: int = 512  # that it draws to be judged
+    size: int = 64
+    held_out: int = 256  # pictures to judge the autoencoder on
+    bf16: bool | None = None  # autocast; None: where the device has it in hardware
+    device: str = "cpu"
+
+
+def source(args: Args, device: torch.device, split: str) -> Data:
+    if args.data != "scenes":
+        path = None if args.data == "photos" else args.data
+        return Photos(args.batch, args.size, split, path, device=device)
+    return Scenes(EVAL_WORLD, args.batch, args.size, device)
+
+
+def tuned(arm: str, seed: int, args: Args, device: torch.device) -> Any:
+    """The autoencoder of an arm, its latents at unit variance."""
+    vae = autoencoder_of(args.vae).to(device)
+    data, factor = source(args, device, "train"), vae.config.factor
+    if arm != "original":
+        # the control computes no term at all: the same random numbers, the same batches
+        terms = {"se": Weighed(scale_equivariance(factor), args.alpha if arm == "se" else 0.0)}
+        view = eq_vae(factor) if arm == "eq" else None
+        method = Autoencode(vae, args.beta, terms=terms, view=view)
+        run = Run(
+            args.steps,
+            args.out / f"{arm}-{seed}",
+            seed,
+            bf16=bf16(device, args.bf16),
+            ema=0.99,
+            save_every=200,
+            keep=1,
+            name=arm,
+        )
+        optimiser = adamw(vae.parameters(), args.lr)
+        rate = warmup_cosine(args.steps, 50)
+        state = fit(method, data, {"autoencoder": optimiser}, {"vae": vae}, run, rate)
+        with state.averaged():
+            kept = {k: v.clone() for k, v in vae.state_dict().items()}
+        vae.load_state_dict(kept)
+    with torch.no_grad():
+        vae.calibrate(torch.cat([data(10**5, i).x for i in range(8)]))
+    return vae.requires_grad_(False)
+
+
+def drawn(vae: Any, seed: int, args: Args, device: torch.device) -> float:
+    """The Frechet distance of a small DiT's pictures, trained from scratch on ``vae``'s latents."""
+    torch.manual_seed(seed)
+    words = Pipeline.from_pretrained("scenes").text_encoder.tokenizer
+    reader = encoder.TextTransformer(encoder.PRESETS["smoke"], words).to(device)
+    model = dit.DiT(dit.PRESETS["smoke"]).to(device)
+    weights = [*model.parameters(), *reader.parameters()]
+
+    def embed(batch: Batch) -> tuple[Tensor, Cond]:
+        return batch.x, reader.embed(batch.text)
+
+    method = FlowMatching(model, embed, lambda: reader.embed([""]), weights)
+    data = Encoded(Scenes(WORLD, 32, args.size, device), vae.encode)
+    run = Run(args.dit_steps, seed=seed, ema=0.995, bf16=bf16(device, args.bf16))
+    networks = {"transformer": model, "text_encoder": reader}
+    rate = warmup_cosine(args.dit_steps, 50)
+    state = fit(method, data, {"denoiser": adamw(weights, 3e-3)}, networks, run, rate)
+    features = store.load(SHIPPED / "scenes" / "features").to(device).features
+    ours, theirs = Gaussian(), Gaussian()
+    with state.averaged():
+        pipe = Pipeline(model, reader, vae, Schedule(steps=20, guidance=3.0, size=args.size))
+        for i in range(args.pictures // 32):
+            batch = Scenes(WORLD, 32, args.size, device)(10**6, i)
+            with torch.no_grad():
+                ours.add(features(pipe.sample(list(batch.text), seed=i)))
+                theirs.add(features(batch.x))
+    return frechet(ours, theirs)
+
+
+def judged(arm: str, seed: int, args: Args, device: torch.device) -> dict[str, float]:
+    vae = tuned(arm, seed, args, device)
+    held_out = source(args, device, "test")
+    pictures = [held_out(10**6, i).x for i in range(max(1, args.held_out // args.batch))]
+    found = measure(vae, pictures)
+    spectra = curves(vae, pictures)
+    h, w = (side // vae.config.factor // 2 for side in pictures[0].shape[-2:])
+    found["se_error"] = equivariance_error(vae, pictures[0], (h, w))
+    found |= {"high": spectra["latents"].high, "slope": spectra["latents"].slope}
+    found["high_sampled"] = spectra["sampled"].high
+    if seed == args.seeds[0]:
+        folder = args.out / "spectra"
+        folder.mkdir(parents=True, exist_ok=True)
+        shown = {"pixels": spectra["pixels"], arm: spectra["latents"]}
+        store.write_json(folder / f"{arm}.json", {k: s.levels.tolist() for k, s in shown.items()})
+    if args.dit_steps:
+        found["frechet_dit"] = drawn(vae, seed, args, device)
+    return found
+
+
+def main(args: Args) -> None:
+    if unknown := set(args.arms) - set(ARMS):
+        raise ValueError(f"--arms {sorted(unknown)[0]}: expected some of {', '.join(ARMS)}")
+    device = choose(args.device)
+    found = collect(args.out, args.arms, args.seeds, lambda arm, seed: judged(arm, seed, args, device))
+    measures = {m: d for m, d in MEASURES.items() if args.dit_steps or m != "frechet_dit"}
+    print(text(table(found, measures)))
+    if len(args.arms) > 1:
+        print(text(against(found, "control" if "control" in args.arms else args.arms[0], measures)))
+    levels: dict[str, list[float]] = {}
+    for arm in args.arms:
+        levels |= store.read_json(args.out / "spectra" / f"{arm}.json")
+    series = {name: list(enumerate(values)) for name, values in levels.items()}
+    (args.out / "spectra.svg").write_text(lines(series, "zigzag index", "log10 amplitude", "spectra"))

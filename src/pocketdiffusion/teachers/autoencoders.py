@@ -1,0 +1,365 @@
+"""Autoencoders of diffusers as ours: unit variance, pictures and clips, one loader.
+
+    posterior(x) = (mean - m) / s,  logvar - 2 log s        x (B, 3, [T,] H, W) in [-1, 1]
+    encode(x)    = (mean - m) / s                           (B, C, [1 + (T - 1) / time_factor,] H / f, W / f)
+    decode(z)    = model.decode(z s + m)
+
+m and s per channel are what the model's own pipelines use: scaling_factor, shift_factor, latents_mean and
+latents_std, wherever its class keeps them. A video autoencoder takes a picture as a clip of one frame, a
+picture autoencoder takes a clip as a batch of frames. AutoencoderDC has no posterior: its logvar is SHARP.
+
+AutoencoderKLWan and AutoencoderKLQwenImage clamp what they decode to [-1, 1], so that a pixel outside has no
+gradient. LTX-Video from 0.9.1 on denoises while it decodes: it is decoded at time 0, without added noise;
+the noise that its blocks inject stays random.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..disk import replacing
+
+SHARP = -30.0  # log variance of a latent without spread: a standard deviation of exp(-15) = 3e-7
+PICTURES = ("AutoencoderKL", "AutoencoderDC")
+CLIPS = ("AutoencoderKLWan", "AutoencoderKLLTXVideo", "AutoencoderKLCogVideoX", "AutoencoderKLQwenImage")
+# class -> the class by whose mapping diffusers reads its original layout: Qwen-Image's is that of Wan 2.1
+ORIGINAL = {k: k for k in (*PICTURES, *CLIPS[:2])} | {"AutoencoderKLQwenImage": "AutoencoderKLWan"}
+PREFIXES = ("first_stage_model.", "vae.")  # of the autoencoder in a checkpoint that holds more
+# kept in original files for training alone, or statistics that nothing uses
+UNUSED = ("loss.", "model_ema.", "per_channel_statistics.channel", "per_channel_statistics.mean-of-stds")
+
+# what diffusers raises for a file or a config that is not what it says
+FAULTS = (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError)
+
+# fmt: off
+_KL = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 1024,
+       "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+_KL16 = _KL | {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+_DC = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
+_WAN22_MEAN = (  # Wan2.2-TI2V-5B-Diffusers, vae/config.json
+    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
+    0.157, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+    -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.123, -0.0313, -0.1649, 0.0117, 0.0723,
+    -0.2839, -0.2083, -0.052, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667)
+_WAN22_STD = (
+    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.499, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901, 0.6885,
+    0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659, 0.7069, 0.5338,
+    0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458,
+    1.6887, 0.3971, 1.06, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744)
+# name -> class, and where its published config differs from the class's defaults in diffusers 0.42. Values
+# are from diffusers' scripts/convert_*; the tests compare the layouts with the published files, to the byte.
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "sd1.5": ("AutoencoderKL", _KL | {"sample_size": 512, "scaling_factor": 0.18215}),
+    "sdxl": ("AutoencoderKL", _KL | {"scaling_factor": 0.13025}),
+    "sd3": ("AutoencoderKL", _KL16 | {"scaling_factor": 1.5305, "shift_factor": 0.0609}),
+    "flux": ("AutoencoderKL", _KL16 | {"scaling_factor": 0.3611, "shift_factor": 0.1159}),
+    "dc-ae-f32c32": ("AutoencoderDC", {  # SANA's: dc-ae-f32c32-sana-1.0
+        "encoder_block_types": _DC, "decoder_block_types": _DC, "scaling_factor": 0.41407,
+        "downsample_block_type": "conv", "upsample_block_type": "interpolate"}),
+    "wan2.1": ("AutoencoderKLWan", {}),  # of Wan2.2 A14B too
+    "wan2.2-5b": ("AutoencoderKLWan", {
+        "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "in_channels": 12,
+        "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16, "latents_mean": _WAN22_MEAN,
+        "latents_std": _WAN22_STD}),
+    "ltx-0.9": ("AutoencoderKLLTXVideo", {}),  # mean and std come with the weights
+    "cogvideox-2b": ("AutoencoderKLCogVideoX", {"scaling_factor": 1.15258426}),
+    "cogvideox-5b": ("AutoencoderKLCogVideoX", {"scaling_factor": 0.7}),
+    "qwen-image": ("AutoencoderKLQwenImage", {}),
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str  # class of diffusers
+    channels: int  # of the latent
+    factor: int  # in space
+    time_factor: int  # 1 for picture autoencoders
+    period: int  # a clip has 1 + period * k frames
+    foreign: dict[str, Any]  # diffusers' own config
+
+
+class Foreign(nn.Module):
+    """An autoencoder of diffusers as a ``types.Autoencoder``; its parameters are those of ``model``."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        name = type(model).__name__
+        known("class of autoencoder", name)
+        self.model: Any = model
+        # tiles leave seams
+        for switch in ("tiling", "slicing", "framewise_encoding", "framewise_decoding"):
+            setattr(model, f"use_{switch}", False)
+        mean, std = statistics(model)
+        ones = (1, 1) if name in PICTURES else (1, 1, 1)
+        self.register_buffer("mean", mean.clone().view(-1, *ones))
+        self.register_buffer("std", std.clone().view(-1, *ones))
+
+    @property
+    def config(self) -> Config:
+        name = type(self.model).__name__
+        factor, time_factor, channels = sizes(self.model)
+        # CogVideoX decodes latent frames in pairs after the first: an even number of them gives 4 per latent
+        period = 2 * time_factor if name == "AutoencoderKLCogVideoX" else time_factor
+        # keys with an underscore say where the weights came from
+        foreign = {k: v for k, v in self.model.config.items() if not k.startswith("_")}
+        return Config(name, channels, factor, time_factor, period, foreign)
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the normalised latent; ValueError if ``x`` does not divide."""
+        c = self.config
+        check("pixels", x, 3, c.factor, c.period)
+        mean, logvar = self.fold(self.moments, x).chunk(2, dim=1)
+        return mean, logvar
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.posterior(x)[0]
+
+    def decode(self, z: Tensor, first: Tensor | None = None) -> Tensor:
+        """``first`` (features of a first frame) is for our own video autoencoders and unused here."""
+        c = self.config
+        check("latents", z, c.channels, 1, c.period // c.time_factor)
+        return self.fold(self.pixels, z)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
+
+    def fold(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """``f`` on ``x`` with the axes that the model takes, and back."""
+        pictures, batch = self.mean.ndim == 3, x.shape[0]
+        if pictures and x.ndim == 5:
+            return f(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (batch, -1)).transpose(1, 2)
+        if not pictures and x.ndim == 4:
+            return f(x[:, :, None])[:, :, 0]
+        return f(x)
+
+    def moments(self, x: Tensor) -> Tensor:
+        found = self.model.encode(x)
+        if "latent" in found:
+            mean = (found.latent - self.mean) / self.std
+            return torch.cat([mean, torch.full_like(mean, SHARP)], dim=1)
+        mean = (found.latent_dist.mean - self.mean) / self.std
+        return torch.cat([mean, found.latent_dist.logvar - 2 * self.std.log()], dim=1)
+
+    def pixels(self, z: Tensor) -> Tensor:
+        z = z * self.std + self.mean
+        if self.model.config.get("timestep_conditioning"):
+            return self.model.decode(z, z.new_zeros(z.shape[0])).sample
+        return self.model.decode(z).sample
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Set m and s so that the latents of ``x`` have zero mean and unit variance per channel.
+
+        They replace the model's own too, so that a saved model is this one; of diffusers' pipelines, those of
+        SD1.5, SD3, FLUX and CogVideoX know no per-channel values. AutoencoderDC has room for one scale only:
+        its latents get a mean square of 1.
+        """
+        z = self.encode(x).transpose(0, 1).flatten(1)
+        model = self.model
+        if self.config.name == "AutoencoderDC":
+            self.std.mul_(z.square().mean().sqrt())
+            model.register_to_config(scaling_factor=1 / self.std.flatten()[0].item())
+            return
+        self.mean.add_(z.mean(1).view_as(self.mean) * self.std)
+        self.std.mul_(z.std(1).view_as(self.std))
+        mean, std = self.mean.flatten(), self.std.flatten()
+        one = {"scaling_factor": 1.0, "shift_factor": None}
+        model.register_to_config(**{k: v for k, v in one.items() if k in model.config})
+        if self.config.name == "AutoencoderKLLTXVideo":
+            model.latents_mean.copy_(mean)
+            model.latents_std.copy_(std)
+        else:
+            model.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+
+    def example(self, batch: int = 2, device: torch.device | str = "cpu") -> tuple[Tensor]:
+        """Pictures (B, 3, H, W), or for a video autoencoder clips (B, 3, T, H, W), in [-1, 1]."""
+        c = self.config
+        frames = () if c.name in PICTURES else (1 + c.period,)
+        g = torch.Generator().manual_seed(0)
+        x = torch.rand(batch, 3, *frames, 8 * c.factor, 8 * c.factor, generator=g, device="cpu")
+        return (x.mul(2).sub(1).to(device),)
+
+
+def known(what: str, name: Any) -> None:
+    if name not in PICTURES + CLIPS:
+        raise ValueError(f"unknown {what} {name!r}; known: {', '.join(PICTURES + CLIPS)}")
+
+
+def sizes(model: Any) -> tuple[int, int, int]:
+    """Factor in space, factor in time, channels of the latent."""
+    c = model.config
+    if "temperal_downsample" in c:
+        patch = c.get("patch_size") or 1
+        return patch * 2 ** (len(c.dim_mult) - 1), 2 ** sum(c.temperal_downsample), c.z_dim
+    if type(model).__name__ in ("AutoencoderDC", "AutoencoderKLLTXVideo"):
+        return model.spatial_compression_ratio, model.temporal_compression_ratio, c.latent_channels
+    return 2 ** (len(c.block_out_channels) - 1), c.get("temporal_compression_ratio", 1), c.latent_channels
+
+
+def statistics(model: Any) -> tuple[Tensor, Tensor]:
+    """m and s (C,) of the latents, as the model's own pipelines count them."""
+    c, channels = model.config, sizes(model)[2]
+    scale = c.get("scaling_factor") or 1.0
+    if type(model).__name__ == "AutoencoderKLLTXVideo":
+        return model.latents_mean, model.latents_std / scale
+    mean, std = c.get("latents_mean"), c.get("latents_std")
+    if mean is None or std is None:
+        mean, std = [c.get("shift_factor") or 0.0] * channels, [1.0] * channels
+    device = next(model.parameters()).device
+    return torch.tensor(mean, device=device), torch.tensor([s / scale for s in std], device=device)
+
+
+def check(what: str, x: Tensor, channels: int, factor: int, period: int) -> None:
+    """The border: ValueError if ``x`` is not (B, channels, [1 + period k,] factor i, factor j)."""
+    shape = tuple(x.shape)
+    if x.ndim not in (4, 5) or shape[1] != channels:
+        raise ValueError(
+            f"{what} of shape {shape}: expected (B, {channels}, H, W) or (B, {channels}, T, H, W)"
+        )
+    if any(side % factor for side in shape[-2:]):
+        raise ValueError(f"{what} of {shape[-2]} x {shape[-1]}: expected multiples of {factor}")
+    if x.ndim == 5 and (shape[2] - 1) % period:
+        raise ValueError(f"{what} of {shape[2]} frames: expected 1 + {period} k")
+
+
+def published(name: str) -> Foreign:
+    """The autoencoder published as ``name``, with random weights, on the active device."""
+    return Foreign(_built(name)).eval()
+
+
+def load(
+    source: str | Path,
+    subfolder: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    config: str | None = None,
+) -> Foreign:
+    """A saved autoencoder, ready for inference, on the CPU.
+
+    ``source``: a folder in diffusers' layout (the autoencoder's, or a pipeline's with vae/), a hub id, or one
+    safetensors file in diffusers' or the original layout, alone or within a checkpoint. Such a file does not
+    say how its latents are scaled: ``config`` is its name in PUBLISHED. Pickle is never read.
+    """
+    path = Path(source)
+    if path.is_file():
+        model = _single(path, config)
+    elif path.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        model = _folder(str(source), subfolder)
+    else:
+        raise ValueError(f"{source}: no such file or folder, and not a hub id such as stabilityai/sdxl-vae")
+    return Foreign(model).to(dtype).eval()
+
+
+def save(autoencoder: Foreign, folder: Path | str) -> None:
+    """``config.json`` and safetensors as diffusers writes and reads them, in place of what was there."""
+    from safetensors import SafetensorError
+
+    with replacing(Path(folder), ("config.json",)) as temporary:
+        try:
+            autoencoder.model.save_pretrained(temporary)
+        except SafetensorError as error:  # diffusers' name for a full disk
+            raise OSError(None, f"cannot be written ({error})", str(folder)) from None
+
+
+def _built(name: str) -> Any:
+    import diffusers
+
+    if name not in PUBLISHED:
+        raise ValueError(f"unknown autoencoder {name!r}; known: {', '.join(PUBLISHED)}")
+    kind, config = PUBLISHED[name]
+    return getattr(diffusers, kind)(**config)
+
+
+def _folder(source: str, subfolder: str | None) -> Any:
+    """A model in diffusers' layout, local or on the hub."""
+    import diffusers
+    from safetensors import SafetensorError
+
+    found = ""
+    for place in ("", "vae") if subfolder is None else (subfolder,):
+        try:
+            config = diffusers.AutoencoderKL.load_config(source, subfolder=place or None)
+            break
+        except (OSError, ValueError) as error:  # OSError is diffusers' word for all that the hub may answer
+            found = found or str(error).strip().splitlines()[0]
+    else:
+        raise ValueError(f"{source}: no config.json of an autoencoder, neither there nor in vae/ ({found})")
+    kind = config.get("_class_name") if isinstance(config, dict) else None
+    known(f"_class_name in {source}:", kind)
+    here = Path(source, place)
+    if here.is_dir() and not list(here.glob("*.safetensors")):
+        raise ValueError(f"{here}: no safetensors; pickled weights are never read, convert them first")
+    try:
+        model, info = getattr(diffusers, kind).from_pretrained(
+            source, subfolder=place or None, use_safetensors=True, output_loading_info=True
+        )
+    except (*FAULTS, SafetensorError) as error:
+        raise ValueError(f"{here}: no whole {kind} ({str(error).strip().splitlines()[0]})") from None
+    same(here, info["missing_keys"], info["unexpected_keys"])
+    return model
+
+
+def same(source: Any, missing: Iterable[str], spare: Iterable[str]) -> None:
+    """The names of a checkpoint are those of its model, or ValueError."""
+    for names, fault in ((sorted(missing), "is missing"), (sorted(spare), "is not part of the model")):
+        if names:
+            raise ValueError(f"{source}: {names[0]!r} {fault} ({len(names)} such names)")
+
+
+def _single(path: Path, config: str | None) -> Any:
+    """A model from one safetensors file, its weights still as they are stored."""
+    from safetensors import SafetensorError, safe_open
+
+    if config is None:
+        raise ValueError(f"{path}: a single file needs config=, one of {', '.join(PUBLISHED)}")
+    try:
+        with safe_open(path, "pt") as f:
+            names = list(f.keys())
+            prefix = next((p for p in PREFIXES if any(k.startswith(p) for k in names)), "")
+            names = [k for k in names if k.startswith(prefix)]
+            tensors = {k.removeprefix(prefix): f.get_tensor(k) for k in names}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+    with torch.device("meta"):
+        model = _built(config)
+    model.load_state_dict(mapped(model, tensors, f"{path} as {config}"), assign=True)
+    return model
+
+
+def mapped(model: Any, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """``tensors`` of a single file under the names of ``model``; ValueError unless it is exactly they."""
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    kind, expected = type(model).__name__, model.state_dict()
+    state = {k: v for k, v in tensors.items() if not k.startswith(UNUSED)}
+    count = sum(v.numel() for v in state.values())
+    if not set(expected) <= set(state):
+        if kind not in ORIGINAL or model.config.get("is_residual"):
+            raise ValueError(f"{source}: the original layout of this {kind} is not read, only diffusers' own")
+        table: Any = SINGLE_FILE_LOADABLE_CLASSES
+        convert = table[ORIGINAL[kind]]["checkpoint_mapping_fn"]
+        # that of LTX-Video looks for its names by their prefix
+        prefix = "vae." if kind == "AutoencoderKLLTXVideo" else ""
+        try:
+            state = convert(checkpoint={prefix + k: v for k, v in state.items()}, config=model.config)
+        except FAULTS as error:
+            raise ValueError(f"{source}: in neither layout of {kind} ({error!r})") from None
+    same(source, set(expected) - set(state), set(state) - set(expected))
+    for key, value in state.items():
+        if value.shape != expected[key].shape:
+            shapes = f"{tuple(value.shape)}, expected {tuple(expected[key].shape)}"
+            raise ValueError(f"{source}: {key!r} has shape {shapes}")
+    # the mapping of AutoencoderKL drops what it does not know
+    if spare := count - sum(v.numel() for v in expected.values()):
+        raise ValueError(f"{source}: holds {spare} values more than the model")
+    return state

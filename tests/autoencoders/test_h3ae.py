@@ -1,0 +1,201 @@
+"""The spec's check table: counts, causality, streaming, first frames, pictures."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pocketdiffusion.autoencoders.h3ae import H3AE, PRESETS, count
+from pocketdiffusion.nn.attention.causal import CausalBlocks, visible
+from pocketdiffusion.nn.causal import CausalConv, CausalResBlock, Chain, Frames, TimeDown, TimeUp, chunks
+from pocketdiffusion.nn.conv import ResBlock
+
+
+def noisy(net):
+    """Zero-initialised weights have something to say."""
+    for p in net.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.1)
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return noisy(H3AE(PRESETS["smoke"]))
+
+
+@pytest.fixture(scope="module")
+def clip():
+    g = torch.Generator().manual_seed(1)
+    return torch.rand(2, 3, 13, 32, 64, generator=g) * 2 - 1
+
+
+@pytest.mark.parametrize(
+    "preset, encoder, decoder",
+    [
+        ("4x16x16_c64", 64_228_224, 64_574_659),
+        ("4x16x16_c32", 63_343_424, 64_132_291),
+        ("smoke", 500_760, 506_499),
+    ],
+)
+def test_counts_of_the_reference_network(preset, encoder, decoder):
+    with torch.device("meta"):
+        net = H3AE(replace(PRESETS[preset], omni=False))
+    assert sum(p.numel() for p in net.encoder.parameters()) == encoder
+    assert sum(p.numel() for p in net.decoder.parameters()) == decoder
+    assert count(net.config) == encoder + decoder
+
+
+def test_first_frame_costs_what_the_spec_says():
+    reference = PRESETS["4x16x16_c32"]
+    assert count(reference) - count(replace(reference, omni=False)) == 496_960
+
+
+LAYERS = {
+    "conv": lambda: CausalConv(8, 8),
+    "block": lambda: CausalResBlock(8),
+    "down": lambda: TimeDown(8),
+    "up": lambda: TimeUp(8),
+    "frames": lambda: Chain(Frames(ResBlock(8, 8))),
+    "attention": lambda: CausalBlocks(32, 2, 2, 64, window=3),
+    "one-frame attention": lambda: CausalBlocks(32, 1, 2, 64, window=1),
+    "chain": lambda: Chain(
+        CausalConv(8, 8), Frames(ResBlock(8, 8)), TimeDown(8), TimeUp(8), CausalResBlock(8)
+    ),
+}
+
+
+@pytest.mark.parametrize("length", [2, 4])
+@pytest.mark.parametrize("layer", LAYERS)
+@torch.no_grad()
+def test_every_layer_streams_what_it_computes(layer, length):
+    torch.manual_seed(0)
+    net = LAYERS[layer]().eval()
+    x = torch.randn(2, 32 if "attention" in layer else 8, 9, 3, 5)
+    state, parts, shapes = None, [], []
+    for chunk in chunks(9, length):
+        y, state = net.stream(x[:, :, chunk], state)
+        parts.append(y)
+        shapes.append({k: v.shape for k, v in state.items()})
+    torch.testing.assert_close(torch.cat(parts, 2), net(x), atol=1e-5, rtol=1e-4)
+    assert all(s == shapes[0] for s in shapes), "a state changes its shape"
+
+
+def test_who_sees_whom():
+    seen = visible(frames=3, past=2, window=2).int().tolist()
+    assert seen == [[0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
+
+
+@torch.no_grad()
+def test_latents_do_not_see_the_future(net, clip):
+    changed = clip.clone()
+    changed[:, :, 5:] = 0
+    z, other = net.encode(clip), net.encode(changed)
+    # latent 0 holds frame 0, latent 1 frames 1 to 4
+    torch.testing.assert_close(z[:, :, :2], other[:, :, :2], atol=1e-6, rtol=0)
+    assert not torch.allclose(z[:, :, 2], other[:, :, 2])
+
+
+@torch.no_grad()
+def test_frames_do_not_see_later_latents(net, clip):
+    z = net.encode(clip)
+    changed = z.clone()
+    changed[:, :, 2:] = 0
+    x, other = net.decode(z), net.decode(changed)
+    torch.testing.assert_close(x[:, :, :5], other[:, :, :5], atol=1e-6, rtol=0)
+    assert not torch.allclose(x[:, :, 5], other[:, :, 5])
+
+
+@torch.no_grad()
+def test_a_picture_is_the_first_frame_of_a_clip(net, clip):
+    z = net.encode(clip)
+    torch.testing.assert_close(net.encode(clip[:, :, 0]), z[:, :, 0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(net.decode(z[:, :, 0]), net.decode(z)[:, :, 0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [4, 8])
+@torch.no_grad()
+def test_streams_equal_the_whole_clip_beyond_the_window(net, length):
+    """41 frames are 11 latent frames, more than the 8 that attention remembers."""
+    x = torch.rand(1, 3, 41, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    z = net.encode(x)
+    state, parts = None, []
+    for chunk in chunks(41, length):
+        part, state = net.stream_encode(x[:, :, chunk], state)
+        parts.append(part)
+    torch.testing.assert_close(torch.cat(parts, 2), z, atol=1e-4, rtol=0)
+    for first in (None, x[:, :, 0]):
+        state, parts = None, []
+        for chunk in chunks(z.shape[2], length // 4):
+            part, state = net.stream_decode(z[:, :, chunk], state, first)
+            parts.append(part)
+        torch.testing.assert_close(torch.cat(parts, 2), net.decode(z, first), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_a_first_frame_says_nothing_before_training(clip):
+    torch.manual_seed(0)
+    net = H3AE(PRESETS["smoke"]).eval()
+    z = net.encode(clip)
+    assert torch.equal(net.decode(z), net.decode(z, clip[:, :, 0]))
+    plain = H3AE(replace(PRESETS["smoke"], omni=False)).eval()
+    left = plain.load_state_dict(net.state_dict(), strict=False)
+    assert all("inject" in name for name in left.unexpected_keys) and not left.missing_keys
+    assert torch.equal(net.decode(z), plain.decode(z))
+
+
+@torch.no_grad()
+def test_rows_that_are_not_told_know_nothing(net, clip):
+    z, first = net.encode(clip), clip[:, :, 0]
+    mixed = net.decode(z, first, torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(mixed[:1], net.decode(z[:1], first[:1]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mixed[1:], net.decode(z[1:]), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(mixed[:1], net.decode(z[:1]))
+
+
+@torch.no_grad()
+def test_calibrated_latents_have_unit_variance_and_decode_alike(clip):
+    torch.manual_seed(0)
+    net = H3AE(PRESETS["smoke"]).eval()
+    before = net.decode(net.encode(clip))
+    net.calibrate(clip)
+    z = net.encode(clip)
+    torch.testing.assert_close(z.mean((0, 2, 3, 4)), torch.zeros(8), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z.std((0, 2, 3, 4)), torch.ones(8), atol=1e-4, rtol=0)
+    torch.testing.assert_close(net.decode(z), before, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("preset", [p for p in PRESETS if "x" in p and "smoke" not in p])
+def test_presets_compress_as_their_names_say(preset):
+    c = PRESETS[preset]
+    words = preset.split("_")[0].split("x")
+    assert [c.time_factor, c.factor, c.factor] == [int(w) for w in words]
+    with torch.device("meta"):
+        net = H3AE(c)
+        frames = 1 + 2 * c.time_factor if c.time_factor > 1 else 1
+        z = net.encode(torch.empty(1, 3, frames, 64, 96))
+    assert z.shape == (1, c.channels, 1 + (frames - 1) // c.time_factor, 64 // c.factor, 96 // c.factor)
+
+
+@pytest.mark.parametrize(
+    "shape, said",
+    [
+        ((1, 3, 4, 32, 32), "4 frames: expected 1 \\+ 4 k"),
+        ((1, 3, 5, 30, 32), "multiples of 16"),
+        ((1, 4, 5, 32, 32), "expected clips"),
+    ],
+)
+def test_clips_that_do_not_fit(net, shape, said):
+    with pytest.raises(ValueError, match=said):
+        net.encode(torch.zeros(shape))
+
+
+def test_latents_of_others_and_wrong_configs(net):
+    with pytest.raises(ValueError, match="7 channels, expected 8"):
+        net.decode(torch.zeros(1, 7, 2, 2, 2))
+    with pytest.raises(ValueError, match="takes no first frame"):
+        plain = H3AE(replace(PRESETS["smoke"], omni=False))
+        plain.decode(torch.zeros(1, 8, 1, 2, 2), torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="3 numbers of blocks for 5 widths"):
+        H3AE(replace(PRESETS["smoke"], blocks=(1, 1, 1)))

@@ -1,0 +1,79 @@
+"""The spec's counts, TAESD's, clips, and decoders put on other autoencoders."""
+
+import pytest
+import torch
+
+from pocketdiffusion.autoencoders.kl import PRESETS as KL
+from pocketdiffusion.autoencoders.kl import AutoencoderKL
+from pocketdiffusion.autoencoders.tiny import PRESETS, Config, Grafted, TinyDecoder, count
+from pocketdiffusion.nn.causal import chunks
+
+
+@pytest.mark.parametrize(
+    "preset, millions",
+    [("snapgen", 1.372), ("snapgen_wide", 1.380), ("snapgen_expanded", 1.386), ("taesd", 1.2225)],
+)
+def test_published_counts(preset, millions):
+    assert round(count(PRESETS[preset]) / 1e6, 4 if preset == "taesd" else 3) == millions
+    with torch.device("meta"):
+        net = TinyDecoder(PRESETS[preset])
+    assert sum(p.numel() for p in net.parameters()) == count(PRESETS[preset])
+
+
+def test_no_attention_and_one_norm_per_block():
+    net = TinyDecoder(PRESETS["snapgen"])
+    norms = sum(isinstance(m, torch.nn.GroupNorm) for m in net.modules())
+    assert norms == sum(PRESETS["snapgen"].blocks) + 1
+    assert not any("Attention" in type(m).__name__ for m in net.modules())
+
+
+@pytest.mark.parametrize("preset", ["smoke", "scenes", "smoke_clips"])
+@torch.no_grad()
+def test_sizes(preset):
+    net = TinyDecoder(PRESETS[preset]).eval()
+    z = net.example(2)[0]
+    x = net.decode(z)
+    c = net.config
+    assert x.shape[-1] == c.factor * z.shape[-1] and x.shape[1] == 3
+    if c.double:
+        assert x.shape[2] == 1 + c.time_factor * (z.shape[2] - 1)
+        # a picture is a clip of one frame
+        torch.testing.assert_close(net.decode(z[:, :, 0]), x[:, :, 0], atol=1e-5, rtol=1e-4)
+    else:
+        # a clip is decoded frame by frame
+        clip = torch.stack([z, z.flip(0)], 2)
+        torch.testing.assert_close(net.decode(clip)[:, :, 0], x, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_clips_stream():
+    torch.manual_seed(0)
+    net = TinyDecoder(PRESETS["smoke_clips"]).eval()
+    z = torch.randn(1, 8, 6, 4, 4)
+    state, parts = None, []
+    for chunk in chunks(6, 2):
+        x, state = net.stream_decode(z[:, :, chunk], state)
+        parts.append(x)
+    torch.testing.assert_close(torch.cat(parts, 2), net.decode(z), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_graft_keeps_the_encoder_and_changes_the_decoder():
+    vae = AutoencoderKL(KL["smoke"]).eval()
+    tiny = TinyDecoder(PRESETS["smoke"]).eval()
+    both = Grafted(vae, tiny)
+    x = vae.example(2)[0]
+    z = both.encode(x)
+    assert torch.equal(z, vae.encode(x)) and torch.equal(both.decode(z), tiny(z))
+    trained = {id(p) for p in both.parameters() if p.requires_grad}
+    assert trained == {id(p) for p in tiny.parameters()}
+
+
+def test_what_does_not_fit_is_refused():
+    vae = AutoencoderKL(KL["smoke"])
+    with pytest.raises(ValueError, match="the decoder has channels 16, the autoencoder 4"):
+        Grafted(vae, TinyDecoder(Config(widths=(8, 8, 8), blocks=(1, 1, 1), groups=8)))
+    with pytest.raises(ValueError, match="factor 8, the autoencoder 4"):
+        Grafted(vae, TinyDecoder(Config(4, (8, 8, 8, 8), (1, 1, 1, 1), groups=8)))
+    with pytest.raises(ValueError, match="5 channels, expected 4"):
+        TinyDecoder(PRESETS["smoke"]).decode(torch.zeros(1, 5, 4, 4))
