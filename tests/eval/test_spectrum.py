@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from pocketdiffusion.autoencoders import kl
 from pocketdiffusion.data.photos import Photos
-from pocketdiffusion.eval.spectrum import Spectrum, curves, dct, equivariance_error, matrix, resize, zigzag
+from pocketdiffusion.eval.spectrum import Spectrum, curves, dct, equivariance_error, matrix, zigzag
+from pocketdiffusion.methods.equivariance import resized
 
 
 def noise(*shape):
@@ -177,10 +178,10 @@ def test_the_error_is_the_distance_to_the_small_picture():
 def test_resizing_averages_instead_of_picking():
     x = torch.zeros(1, 1, 6, 6)
     x[..., 1::3, 1::3] = 9.0
-    small = resize(x, (2, 2))
+    small = resized(x, (2, 2))
     assert small.max() < 3  # without antialiasing the centre pixel, 9
     clip = torch.stack((x, 2 * x), 2)
-    torch.testing.assert_close(resize(clip, (2, 2))[:, :, 1], 2 * small)
+    torch.testing.assert_close(resized(clip, (2, 2))[:, :, 1], 2 * small)
 
 
 def test_a_size_that_is_none_is_refused():

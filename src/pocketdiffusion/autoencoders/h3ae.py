@@ -13,6 +13,7 @@ not published; all numbers here are ours. ``first`` is the first frame itself (B
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -155,11 +156,12 @@ class Decoder(nn.Module):
             up.append(Chain(*space, *([TimeUp(width)] if i in c.halve else [])))
         self.up = nn.ModuleList(up)
         self.levels = nn.ModuleList(Chain(*blocks(c, i)) for i in range(len(c.widths)))
-        self.inject = nn.ModuleList(Frames(nn.Conv2d(w, w, 1)) for w in c.widths) if c.omni else None
-        for layer in self.inject or ():
+        told = [nn.Conv2d(w, w, 1) for w in c.widths] if c.omni else []
+        for layer in told:
             # so that at the start of training a decoder that is told is one that is not
-            nn.init.zeros_(layer[0].weight)
-            nn.init.zeros_(layer[0].bias)
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(cast(Tensor, layer.bias))
+        self.inject = nn.ModuleList(Frames(layer) for layer in told)
         tail = nn.Conv2d(c.widths[0], 3 * c.patch**2, 3, padding=1)
         self.tail = Frames(nn.GroupNorm(c.groups, c.widths[0]), nn.SiLU(), tail, nn.PixelShuffle(c.patch))
 
@@ -178,7 +180,7 @@ class Decoder(nn.Module):
         # what the levels add to their frames
         added = {k: v for k, v in (state or {}).items() if k.startswith("hint.")}
         if state is None and hints is not None:
-            for i, layer in enumerate(self.inject or ()):
+            for i, layer in enumerate(self.inject):
                 hint = layer(hints[i])
                 added[f"hint.{i}"] = hint if told is None else hint * told.view(-1, 1, 1, 1, 1)
         after: State = dict(added)
@@ -247,10 +249,14 @@ class H3AE(nn.Module):
         return self.normalised(found)[0], state
 
     def stream_decode(
-        self, z: Tensor, state: State | None = None, first: Tensor | None = None
+        self,
+        z: Tensor,
+        state: State | None = None,
+        first: Tensor | None = None,
+        told: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """One latent frame (B, C, 1, h, w) first, with ``first`` if it is known; then any number."""
-        return self.decoder.stream(self.raw(z), state, self.hints(first) if state is None else None)
+        return self.decoder.stream(self.raw(z), state, self.hints(first) if state is None else None, told)
 
     def forward(self, x: Tensor, first: Tensor | None = None) -> Tensor:
         return self.decode(self.encode(x), first)

@@ -15,6 +15,14 @@ from typing import Any
 
 def autoencoder_of(model: str | Path) -> Any:
     """The network in fp32 on the CPU, ready for inference; ValueError for anything that is none."""
+    network = network_of(model)
+    if missing := [name for name in ("encode", "decode") if not hasattr(network, name)]:
+        raise ValueError(f"{model}: a {type(network).__name__} has no {missing[0]}, expected an autoencoder")
+    return network
+
+
+def network_of(model: str | Path) -> Any:
+    """The same, of a decoder by itself too."""
     from .. import store
     from ..pipeline import find
 
@@ -24,11 +32,7 @@ def autoencoder_of(model: str | Path) -> Any:
     told = store.read_json(folder / "config.json")
     # diffusers has an AutoencoderKL too; every config that it writes carries its version
     if told.get("_class_name") in store.KINDS and "_diffusers_version" not in told:
-        network = store.load(folder)
-    else:
-        from ..teachers.autoencoders import load
+        return store.load(folder)
+    from ..teachers.autoencoders import load
 
-        network = load(folder).eval()
-    if missing := [name for name in ("encode", "decode") if not hasattr(network, name)]:
-        raise ValueError(f"{folder}: a {type(network).__name__} has no {missing[0]}, expected an autoencoder")
-    return network
+    return load(folder).eval()

@@ -6,6 +6,7 @@
     pocket export scenes --target executorch --precision 8da4w -o out/scenes-android
     pocket export scenes --target coreml --precision fp16 -o out/scenes-ios
     pocket export scenes --precision int8 --dry-run
+    pocket export my_autoencoder/ --size 256 -o out/vae                    # an autoencoder by itself
 
 An ONNX bundle carries its own runtime: python out/scenes-int8/run.py "two green stars". What does not compute
 what the original does is not written.
@@ -108,8 +109,45 @@ def plans_of(pipe: Pipeline, made: Mapping[str, Program], args: Args) -> dict[st
     return plans
 
 
+def is_autoencoder(model: str) -> bool:
+    """Whether the name or folder is an autoencoder (or a decoder) by itself."""
+    from ..pipeline import find
+
+    folder = find(model)
+    return (folder / "config.json").exists() and not (folder / "model_index.json").exists()
+
+
+def autoencoder(args: Args) -> None:
+    """An autoencoder's programs."""
+    from ..bench.table import short, text
+    from ..export.bundle import table
+    from ..export.streams import export, programs
+    from .autoencoder import network_of
+
+    if args.plan or args.size_mb or args.decoder:
+        raise ValueError(f"{args.model}: --plan, --size-mb and --decoder are for pipelines")
+    network = network_of(args.model)
+    if args.dry_run:
+        made = programs(network, args.size)
+        rows = [
+            {"program": name, "inputs": ", ".join(f"{k} {tuple(v.shape)}" for k, v in p.inputs.items())}
+            for name, p in made.items()
+        ]
+        print(text(rows))
+        return
+    assert args.out is not None
+    report = export(
+        network, args.out, args.target, args.precision, args.size, lambda what: print(what, flush=True)
+    )
+    print(text(table(report)))
+    agree = f"; streams agree to {min(report.psnr):.1f} dB with whole clips" if report.psnr else ""
+    print(f"{args.out}: {short(report.bytes, 'B')}{agree}")
+
+
 def main(args: Args) -> None:
     check(args)
+    if is_autoencoder(args.model):
+        return autoencoder(args)
     from ..bench.table import short, text
     from ..compress.bits import table as bits_table
     from ..compress.bits import uniform

@@ -76,8 +76,14 @@ def record(frames: Iterable[np.ndarray], path: Path, fps: float, crf: int = CRF)
     parts = chain([first], parts)
     if not path.suffix:
         return _folder(parts, path, fps)
+    import av
+
     with renamed(path) as temporary:
-        _encode(parts, temporary, KINDS[path.suffix.lower()], Fraction(fps).limit_denominator(1001), crf)
+        try:
+            _encode(parts, temporary, KINDS[path.suffix.lower()], Fraction(fps).limit_denominator(1001), crf)
+        except av.FFmpegError as error:
+            # the file's name is a temporary one
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _folder(frames: Iterator[np.ndarray], path: Path, fps: float) -> None:

@@ -131,7 +131,9 @@ class Stream(Film):
                 if stamp is not None and frame.pts < stamp:
                     continue
                 if frame.is_corrupt:
-                    raise ValueError(f"{self.path}: damaged at {frame.time or 0:.2f} s, expected a whole video")
+                    raise ValueError(
+                        f"{self.path}: damaged at {frame.time or 0:.2f} s, expected a whole video"
+                    )
                 yield frame
 
     def pictures(self, start: int = 0, stride: int = 1) -> Iterator[Image.Image]:

@@ -13,7 +13,7 @@ Measures for pictures take clips (B, C, T, H, W) frame by frame, in ``measure``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..methods.autoencode import frames
+from ..methods.perceptual import Maps
+from ..methods.perceptual import distance as distance_of
 from ..nn.taps import tap
 from .features import SceneNet
 from .frechet import Features, Gaussian, frechet
 
-Maps = Callable[[Tensor], Sequence[Tensor]]  # pictures -> feature maps (B, C, H, W), any number
 Distance = Callable[[Tensor, Tensor], Tensor]  # two batches of pictures -> (B,)
 
 WINDOW, SIGMA = 11, 1.5
@@ -58,12 +60,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 
 def perceptual(maps: Maps, x: Tensor, y: Tensor) -> Tensor:
     """Between pictures (B, 3, H, W) as the network behind ``maps`` sees them: (B,), 0 for equal ones."""
-
-    def units(f: Tensor) -> Tensor:
-        return f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10)
-
-    gaps = [(units(f) - units(g)).square().sum(1).mean((1, 2)) for f, g in zip(maps(x), maps(y), strict=True)]
-    return torch.stack(gaps).sum(0)
+    return distance_of(maps(x), maps(y))
 
 
 def scene_maps(network: SceneNet) -> Maps:
@@ -101,11 +98,6 @@ def flicker(x: Tensor, y: Tensor) -> Tensor:
     if x.ndim != 5 or x.shape[2] < 2:
         raise ValueError(f"flicker needs clips (B, C, T, H, W) of two frames or more, got {tuple(x.shape)}")
     return (y.diff(dim=2) - x.diff(dim=2)).abs().flatten(1).mean(1)
-
-
-def frames(x: Tensor) -> Tensor:
-    """Clips (B, C, T, H, W) as pictures (B T, C, H, W), pictures as they are."""
-    return x if x.ndim == 4 else x.transpose(1, 2).flatten(0, 1)
 
 
 def fitted(autoencoder: Any, x: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .reconstruction import fitted, frames
+from ..methods.autoencode import frames
+from ..methods.equivariance import resized
+from .reconstruction import fitted
 
 BLOCK = 8
 HIGH = 32  # the first zigzag index that counts as high frequency
@@ -133,12 +134,6 @@ def curves(autoencoder: Any, batches: Iterable[Tensor], seed: int = 0) -> dict[s
     return found
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Height and width alone, bilinear and antialiased; clips frame by frame."""
-    small = F.interpolate(frames(x), size, mode="bilinear", antialias=True)
-    return small if x.ndim == 4 else small.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
-
-
 @torch.no_grad()
 def equivariance_error(autoencoder: Any, x: Tensor, size: int | tuple[int, int]) -> float:
     """SE of pictures or clips, in pixel units: z to ``size`` (height, width), x to factor times that.
@@ -151,5 +146,5 @@ def equivariance_error(autoencoder: Any, x: Tensor, size: int | tuple[int, int])
     z, factor = autoencoder.encode(x), autoencoder.config.factor
     if not (0 < h <= z.shape[-2] and 0 < w <= z.shape[-1]):
         raise ValueError(f"size {h} x {w}: latents of {z.shape[-2]} x {z.shape[-1]} can only be made smaller")
-    wanted = resize(x, (factor * h, factor * w))
-    return (autoencoder.decode(resize(z, (h, w))) - wanted).abs().mean().item()
+    wanted = resized(x, (factor * h, factor * w))
+    return (autoencoder.decode(resized(z, (h, w))) - wanted).abs().mean().item()

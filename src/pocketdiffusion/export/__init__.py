@@ -13,6 +13,7 @@ here), ``write(program, path, precision, bits, probes)``, ``opened(path, threads
     executorch.py  ExecuTorch for phones and embedded CPUs, through XNNPACK, in as few calls as can be.
     web.py         Web: a static folder that draws pictures in the visitor's browser, with onnxruntime-web.
     parity.py      Parity: exported components and whole pictures against the original.
+    streams.py     An autoencoder by itself -> programs; of clips as streams with their state spelled out.
     budget.py      A budget in bytes for a whole pipeline -> a plan of bits for each of its programs.
     bundle.py      A pipeline -> a bundle: programs, a manifest, the runtime, and proof that it is right.
 """

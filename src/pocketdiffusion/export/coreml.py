@@ -34,7 +34,7 @@ from ..nn.attention.full import Core
 from . import mil
 from .mil import quiet
 from .program import Program
-from .rewrite import rewritten
+from .rewrite import TIME, rewritten
 
 PRECISIONS = ("fp16", "fp32", "w8", "w4")
 PLANNED = ("w8", "w4")  # those that heed a plan of bits
@@ -82,7 +82,7 @@ def write(
     program: Program, path: Path, precision: str, bits: Bits | None = None, probes: Probes = ()
 ) -> None:
     """``program`` as a package. ``bits`` by layer for w8 and w4; ``probes`` are other targets' need."""
-    module = rewritten(program.module, {Core: SharedCore})
+    module = rewritten(program.module, {Core: SharedCore, **TIME})
     every = dict.fromkeys(layers(module), {"w8": 8, "w4": 4}.get(precision, 16))
     chosen = fitting(module, bits or every, program.name)
     packing = precision in ("w8", "w4")

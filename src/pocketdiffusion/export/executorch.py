@@ -24,7 +24,7 @@ from ..compress.bits import fitting
 from ..compress.round import GROUP
 from .onnx import quiet
 from .program import Program
-from .rewrite import ATTENTION, GELU, NORMS, rewritten
+from .rewrite import ATTENTION, GELU, NORMS, TIME, rewritten
 
 PRECISIONS = ("fp32", "int8", "8da4w")
 PLANNED = ("int8", "8da4w")  # those that heed a plan of bits
@@ -44,7 +44,7 @@ def write(
     with quiet():  # torchao tells of every kernel that is not there
         import executorch.exir  # noqa: F401  a clear message when the extra is missing
         import torchao.quantization  # noqa: F401
-    module = rewritten(program.module, {**ATTENTION, **NORMS, **GELU}).eval()
+    module = rewritten(program.module, {**ATTENTION, **NORMS, **GELU, **TIME}).eval()
     kept = {name for name, b in (fitting(module, bits, program.name) if bits else {}).items() if b == 16}
     example = tuple(program.inputs.values())
     with quiet():

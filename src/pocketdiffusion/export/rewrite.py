@@ -10,6 +10,8 @@
     Summed...Norm    means by a product with a constant column, eps as its bias: XNNPACK takes no mean over
                      the last axis
     FlatGroupNorm    means over (2, 3) of a 4-D tensor: GroupNorm itself is delegated nowhere
+    FlatConv3d       a 2-D convolution of the frames that one output sees, stacked on channels: ExecuTorch has
+                     no 3-D convolution, and quantisers leave it alone
     SigmoidMLP       gelu_tanh(x) = x sigmoid(1.5958 (x + 0.0447 x^3)), the same function
 
 Every rule is tested to change nothing (1e-5). A target lists the rules that it wants.
@@ -144,6 +146,26 @@ class FlatGroupNorm(nn.Module):
         return y * self.weight[:, None, None] + self.bias[:, None, None] if self.weight is not None else y
 
 
+class FlatConv3d(nn.Module):
+    """Without padding in time, as causal convolutions are (nn/causal.py pads by frames)."""
+
+    def __init__(self, conv: nn.Module):
+        super().__init__()
+        assert isinstance(conv, nn.Conv3d) and conv.padding[0] == 0 and conv.groups == 1
+        t, h, w = conv.kernel_size
+        self.kernel, self.stride = t, conv.stride[0]
+        channels, padding = t * conv.in_channels, (int(conv.padding[1]), int(conv.padding[2]))
+        self.conv = nn.Conv2d(channels, conv.out_channels, (h, w), conv.stride[1:], padding)  # type: ignore[arg-type]
+        flat = conv.weight.detach().transpose(1, 2).flatten(1, 2)  # (out, t * in, h, w)
+        self.conv.weight = nn.Parameter(flat.contiguous(), requires_grad=False)
+        self.conv.bias = conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = range(0, x.shape[2] - self.kernel + 1, self.stride)
+        y = [self.conv(x[:, :, i : i + self.kernel].transpose(1, 2).flatten(1, 2)) for i in frames]
+        return torch.stack(y, 2)
+
+
 class SigmoidMLP(nn.Module):
     def __init__(self, mlp: nn.Module):
         super().__init__()
@@ -171,6 +193,7 @@ def gelu(x: Tensor) -> Tensor:
 
 ATTENTION: Rules = {Attention: SplitAttention, Core: FoldedCore}
 NORMS: Rules = {RMSNorm: SummedRMSNorm, LayerNorm: SummedLayerNorm, nn.GroupNorm: FlatGroupNorm}
+TIME: Rules = {nn.Conv3d: FlatConv3d}
 GELU: Rules = {MLP: SigmoidMLP, GEGLU: SigmoidGEGLU}
 
 

@@ -8,13 +8,15 @@ LTX-Video trains with such a loss (space and time); of an odd number of frames t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .autoencode import Pass
 
 
-def haar(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+def haar(x: Tensor, axes: Sequence[int]) -> Tensor:
     """One level along ``axes`` (from the end, even lengths); sub-bands on a new first axis. Keeps energy."""
     bands = x[None]
     for axis in axes:
@@ -24,7 +26,7 @@ def haar(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def wavelet(found: Pass) -> Tensor:
-    error, axes = found.y - found.x, (-2, -1)
+    error, axes = found.y - found.x, [-2, -1]
     if error.ndim == 5 and error.shape[2] > 1:
-        error, axes = error[:, :, error.shape[2] % 2 :], (-3, -2, -1)
+        error, axes = error[:, :, error.shape[2] % 2 :], [-3, -2, -1]
     return haar(error, axes).abs().mean()

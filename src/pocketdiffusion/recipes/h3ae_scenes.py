@@ -23,8 +23,8 @@ from ..autoencoders.h3ae import H3AE
 from ..data.motion import MOVING_WORLD, Clips
 from ..data.scenes import Scenes
 from ..device import bf16, choose
-from ..eval.reconstruction import frames, measure, psnr
-from ..methods.autoencode import Autoencode, Weighed
+from ..eval.reconstruction import measure, psnr
+from ..methods.autoencode import Autoencode, Weighed, frames
 from ..methods.consistency import latent_kl
 from ..pipeline import SHIPPED
 from ..train import spread

@@ -124,10 +124,11 @@ def drawn(vae: Any, seed: int, args: Args, device: torch.device) -> float:
     with state.averaged():
         pipe = Pipeline(model, reader, vae, Schedule(steps=20, guidance=3.0, size=args.size))
         for i in range(args.pictures // 32):
-            batch = Scenes(WORLD, 32, args.size, device)(10**6, i)
+            world = Scenes(WORLD, 32, args.size, device)
+            captions = [s.caption for s in world.specs(10**6, i)]
             with torch.no_grad():
-                ours.add(features(pipe.sample(list(batch.text), seed=i)))
-                theirs.add(features(batch.x))
+                ours.add(features(pipe.sample(captions, seed=i)))
+                theirs.add(features(world(10**6, i).x))
     return frechet(ours, theirs)
 
 

@@ -291,10 +291,10 @@ def _folder(source: str, subfolder: str | None) -> Any:
             config = diffusers.AutoencoderKL.load_config(source, subfolder=place or None)
             break
         except (OSError, ValueError) as error:  # OSError is diffusers' word for all that the hub may answer
-            found = found or str(error).strip().splitlines()[0]
+            found = found or line(error)
     else:
         raise ValueError(f"{source}: no config.json of an autoencoder, neither there nor in vae/ ({found})")
-    kind = config.get("_class_name") if isinstance(config, dict) else None
+    kind: Any = config.get("_class_name") if isinstance(config, dict) else None
     known(f"_class_name in {source}:", kind)
     here = Path(source, place)
     if here.is_dir() and not list(here.glob("*.safetensors")):
@@ -304,9 +304,14 @@ def _folder(source: str, subfolder: str | None) -> Any:
             source, subfolder=place or None, use_safetensors=True, output_loading_info=True
         )
     except (*FAULTS, SafetensorError) as error:
-        raise ValueError(f"{here}: no whole {kind} ({str(error).strip().splitlines()[0]})") from None
+        raise ValueError(f"{here}: no whole {kind} ({line(error)})") from None
     same(here, info["missing_keys"], info["unexpected_keys"])
     return model
+
+
+def line(error: Exception) -> str:
+    """What ``error`` says first."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
 def same(source: Any, missing: Iterable[str], spare: Iterable[str]) -> None:
@@ -353,7 +358,7 @@ def mapped(model: Any, tensors: Mapping[str, Tensor], source: str) -> dict[str, 
         try:
             state = convert(checkpoint={prefix + k: v for k, v in state.items()}, config=model.config)
         except FAULTS as error:
-            raise ValueError(f"{source}: in neither layout of {kind} ({error!r})") from None
+            raise ValueError(f"{source}: in neither layout of {kind} ({line(error)})") from None
     same(source, set(expected) - set(state), set(state) - set(expected))
     for key, value in state.items():
         if value.shape != expected[key].shape:

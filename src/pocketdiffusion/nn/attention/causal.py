@@ -94,7 +94,8 @@ class CausalBlocks(nn.Module):
     def stream(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         t, h, w = x.shape[2:]
         seen = None if state is None or self.window == 1 else state["seen"]
-        ctx, after = self.context(t, h, w, seen, x), {}
+        ctx = self.context(t, h, w, seen, x)
+        after: State = {}
         tokens = x.flatten(2).transpose(1, 2)  # (B, T H W, D)
         for i in range(len(self.blocks)):
             tokens = streamed(self, f"blocks.{i}", tokens, state, after, ctx)

@@ -1,0 +1,193 @@
+"""An autoencoder by itself -> programs; of clips as streams with their state spelled out.
+
+    pictures   encoder: x -> z            decoder: z -> x
+    clips      encoder_first: x -> z, state...              the first frame
+               encoder_next: x, state... -> z, state...     every f_t frames after it
+               decoder_first: z, first, told -> x, state... first: the frame itself where told is 1, else any
+               decoder_next: z, state... -> x, state...
+
+All shapes are fixed, so a clip of any length takes the memory of one chunk. A device hands every ``out.NAME``
+back as ``in.NAME``. What does not give, chunk by chunk, what the whole clip gives is not written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..disk import replacing
+from ..nn.causal import chunks
+from .bundle import Report, limits, size_of, target, versions
+from .parity import ParityError, demand, psnr, relative
+from .program import Program
+
+FILE = "autoencoder.json"
+CHUNKS = 3  # after the first, when an export is checked
+
+Runners = Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]]
+
+
+class Call(nn.Module):
+    """A method of an autoencoder as a module."""
+
+    def __init__(self, autoencoder: Any, name: str):
+        super().__init__()
+        self.autoencoder, self.name = autoencoder, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(self.autoencoder, self.name)(x)
+
+
+class Chunk(nn.Module):
+    """One chunk of a stream: tensors in, tensors out."""
+
+    def __init__(self, autoencoder: Any, name: str, state: tuple[str, ...], begin: bool):
+        super().__init__()
+        self.autoencoder, self.name, self.state, self.begin = autoencoder, name, state, begin
+
+    def forward(self, x: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        if self.begin and self.name == "decode" and given:
+            y, after = self.autoencoder.stream_decode(x, None, *given)
+        else:
+            state = None if self.begin else dict(zip(self.state, given, strict=True))
+            y, after = getattr(self.autoencoder, f"stream_{self.name}")(x, state)
+        # copies: some exporters know no output that is a view
+        return (y, *(after[name].clone() for name in self.state))
+
+
+def streamed(autoencoder: Any, direction: str, first: Tensor, next_: Tensor, more: dict[str, Tensor]) -> Any:
+    """The two programs of a direction."""
+    given = tuple(more.values())
+    enter, leave = ("x", "z") if direction == "encode" else ("z", "x")
+    with torch.no_grad():
+        begun = getattr(autoencoder, f"stream_{direction}")(first, None, *given)[1]
+    names = tuple(sorted(begun))
+    outputs = (leave, *(f"out.{name}" for name in names))
+    yield Program(
+        f"{direction}r_first",
+        Chunk(autoencoder, direction, names, True),
+        {enter: first, **more},
+        outputs,
+    )
+    state = {f"in.{name}": begun[name].contiguous() for name in names}
+    yield Program(
+        f"{direction}r_next",
+        Chunk(autoencoder, direction, names, False),
+        {enter: next_, **state},
+        outputs,
+    )
+
+
+def programs(autoencoder: Any, size: int | None = None) -> dict[str, Program]:
+    """All programs of ``autoencoder`` for frames of ``size`` pixels, with example inputs, in fp32."""
+    network = autoencoder.eval().requires_grad_(False)
+    config, g = network.config, torch.Generator().manual_seed(0)
+    side = size or network.example(1)[0].shape[-1] * (1 if hasattr(network, "encode") else config.factor)
+    if side % config.factor or side < config.factor:
+        raise ValueError(f"size must be a positive multiple of {config.factor} pixels, got {side}")
+    pace, small = getattr(config, "time_factor", 1), side // config.factor
+    clip = () if pace == 1 else (1,)
+    x = torch.rand(1, 3, *clip, side, side, generator=g) * 2 - 1
+    z = torch.randn(1, config.channels, *clip, small, small, generator=g)
+    made: list[Program] = []
+    if pace == 1:
+        if hasattr(network, "encode"):
+            made.append(Program("encoder", Call(network, "encode"), {"x": x}, ("z",)))
+        made.append(Program("decoder", Call(network, "decode"), {"z": z}, ("x",)))
+    else:
+        if hasattr(network, "stream_encode"):
+            more = torch.rand(1, 3, pace, side, side, generator=g) * 2 - 1
+            made += streamed(network, "encode", x, more, {})
+        told = {"first": x[:, :, 0].clone(), "told": torch.ones(1)} if getattr(config, "omni", False) else {}
+        made += streamed(network, "decode", z, torch.randn(z.shape, generator=g), told)
+    return {p.name: p for p in made}
+
+
+def chained(run: Runners, direction: str, x: Tensor, pace: int, more: Mapping[str, Any]) -> Tensor:
+    """A clip through the two programs of a direction, ``pace`` frames of ``x`` at a time."""
+    enter, leave = ("x", "z") if direction == "encode" else ("z", "x")
+    parts: list[Tensor] = []
+    state: dict[str, Any] = {}
+    for chunk in chunks(x.shape[2], pace):
+        given = {enter: x[:, :, chunk].contiguous().numpy(), **(state if parts else more)}
+        found = run[f"{direction}r_{'next' if parts else 'first'}"](given)
+        parts.append(torch.as_tensor(found[leave]))
+        state = {name.replace("out.", "in.", 1): v for name, v in found.items() if name != leave}
+    return torch.cat(parts, 2)
+
+
+@torch.no_grad()
+def agreed(autoencoder: Any, run: Runners, made: Mapping[str, Program], precision: str) -> list[float]:
+    """PSNR of decoded clips against the whole clip by the original: untold, and told where that can be."""
+    z0 = made["decoder_first"].inputs["z"]
+    g = torch.Generator().manual_seed(1)
+    z = torch.randn(*z0.shape[:2], 1 + CHUNKS, *z0.shape[3:], generator=g)
+    first = made["decoder_first"].inputs.get("first")
+    ratios = []
+    for told in (0.0, 1.0) if first is not None else (0.0,):
+        more = {"first": first.numpy(), "told": torch.tensor([told]).numpy()} if first is not None else {}
+        found = chained(run, "decode", z, 1, more)
+        wanted = autoencoder.decode(z, first if told else None)
+        ratios.append(psnr(found.numpy(), wanted.numpy()))
+    if precision == "fp32" and min(ratios) < 60:
+        raise ParityError(f"a stream of chunks is at {min(ratios):.1f} dB of the whole clip, expected 60")
+    return ratios
+
+
+def export(
+    autoencoder: Any,
+    folder: Path,
+    to: str = "onnx",
+    precision: str = "fp32",
+    size: int | None = None,
+    seen: Callable[[str], None] = lambda what: None,
+) -> Report:
+    """Write every program, check it, and describe inputs, outputs and states in autoencoder.json."""
+    writer = target(to)
+    if to == "web" or precision not in writer.PRECISIONS:
+        known = ", ".join(writer.PRECISIONS)
+        raise ValueError(f"an autoencoder by itself goes to onnx, executorch or coreml in {known}")
+    made = programs(autoencoder, size)
+    rows: list[dict[str, Any]] = []
+    warnings: list[str] = []
+    run: dict[str, Any] = {}
+    with replacing(folder, (FILE,)) as temporary:
+        for name, program in made.items():
+            seen(f"writing {name}")
+            path = temporary / f"{name}{writer.SUFFIX}"
+            writer.write(program, path, precision, None, [program.inputs])
+            run[name] = writer.opened(path)
+            rel = relative(program, run[name], [dict(program.inputs)])
+            demand(name, precision, rel)
+            bytes_ = size_of(path)
+            rows.append({"component": name, "bytes": bytes_, "rel": rel, "operators": writer.operators(path)})
+            warnings += limits(name, bytes_)
+        ratios = agreed(autoencoder, run, made, precision) if "decoder_first" in made else []
+        report = Report(to, precision, rows, ratios, warnings)
+        config = autoencoder.config
+        told = {
+            "class": type(autoencoder).__name__,
+            "channels": config.channels,
+            "factor": config.factor,
+            "time_factor": getattr(config, "time_factor", 1),
+            "precision": precision,
+            "target": to,
+            "programs": {
+                name: {
+                    "file": f"{name}{writer.SUFFIX}",
+                    "inputs": {k: list(v.shape) for k, v in program.inputs.items()},
+                    "outputs": {k: list(v.shape) for k, v in program().items()},
+                }
+                for name, program in made.items()
+            },
+            "versions": versions(),
+        }
+        (temporary / FILE).write_text(json.dumps(told, indent=2) + "\n")
+        (temporary / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+    return report
