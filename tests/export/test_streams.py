@@ -51,8 +51,8 @@ def test_states_come_back_in_the_shape_they_went(clips):
     assert list(made) == ["encoder_first", "encoder_next", "decoder_first", "decoder_next"]
     for direction in ("encoder", "decoder"):
         program = made[f"{direction}_next"]
-        out = {k.removeprefix("out."): v.shape for k, v in program().items() if k.startswith("out.")}
-        into = {k.removeprefix("in."): v.shape for k, v in program.inputs.items() if k.startswith("in.")}
+        out = {k.removeprefix("out_"): v.shape for k, v in program().items() if k.startswith("out_")}
+        into = {k.removeprefix("in_"): v.shape for k, v in program.inputs.items() if k.startswith("in_")}
         assert out == into and out
     assert made["decoder_next"]()["x"].shape == (1, 3, 4, 16, 16)
 

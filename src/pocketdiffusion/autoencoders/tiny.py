@@ -143,7 +143,7 @@ class TinyDecoder(nn.Module):
 
     def stream_decode(self, z: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """A clip's latents in chunks, one frame first (nn/causal.py)."""
-        return self.stages.stream(z, state) if self.config.double else (self(z), {})
+        return self.stages.stream(z, state) if isinstance(self.stages, Chain) else (self(z), {})
 
     def example(self, batch: int = 2, device: torch.device | str = "cpu") -> tuple[Tensor]:
         """Latents that tests, bench and exporters use."""

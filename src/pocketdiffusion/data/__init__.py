@@ -13,7 +13,7 @@ drawn on the fly and never repeats; folders and caches visit every sample once p
     motion.py      The scenes world moves: captioned clips (B, C, T, H, W), batch = f(seed, step).
     video.py       Video files, animations and folders of frames, read one picture at a time.
     record.py      Pictures into video files and folders of frames, as they come.
-    clips.py       Video files as clips: read, write, and a folder of them with captions, batch = f(seed, step).
+    clips.py       Video files as clips: read, write, and a folder of them, batch = f(seed, step).
     files.py       A folder of pictures with captions, as users have: same-name .txt or metadata.jsonl.
     photos.py      Natural pictures, of scikit-image or of a folder; a corner of each is held out.
     latents.py     Cached latents and text embeddings in safetensors shards that carry their encoders' hashes.

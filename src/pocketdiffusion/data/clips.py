@@ -1,4 +1,4 @@
-"""Video files as clips: read, write, and a folder of them with captions, batch = f(seed, step).
+"""Video files as clips: read, write, and a folder of them, batch = f(seed, step).
 
     clip, fps = read_clip("cat.mp4", frames=17, size=256)      (3, T, H, W) in [-1, 1], frames per second
     for x in frames_of("long.mp4"): ...                        the same pictures one by one, (3, H, W)

@@ -10,7 +10,7 @@ Every number has a definition that a test checks against a case with a known ans
     spectrum.py        Spectra of pictures and latents by block DCT, and the error of scale equivariance.
     frechet.py         Frechet and kernel distances between two sets of features.
     features.py        SceneNet: pictures -> features, by a small classifier of the scenes world.
-    seeds.py           Several runs with several seeds, kept on the disk: means, intervals, paired differences.
+    seeds.py           Several runs with several seeds, kept on the disk: means, intervals, differences.
     report.py          A single-file HTML report: text, tables, picture grids and plots.
     plots.py           Line and bar charts as inline SVG, written by hand.
 """

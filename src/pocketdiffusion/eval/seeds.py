@@ -1,4 +1,4 @@
-"""Several runs with several seeds, kept on the disk: means, intervals, paired differences.
+"""Several runs with several seeds, kept on the disk: means, intervals, differences.
 
     found = collect(folder, arms, seeds, run)       run(arm, seed) -> {measure: number}, if not there yet
     mean, half = interval(values)                      of a t distribution, 95 %; half is None for one value

@@ -59,6 +59,15 @@ class SharedCore(nn.Module):
         return F.scaled_dot_product_attention(folded, k, v, mask).reshape(q.shape)
 
 
+def unaliased(exported: Any) -> Any:
+    """Without the views of a whole tensor that coremltools has no word for."""
+    for node in list(exported.graph.nodes):
+        if node.op == "call_function" and node.target is torch.ops.aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+            exported.graph.erase_node(node)
+    return exported
+
+
 def graph(program: Program, module: nn.Module, precision: str) -> Any:
     """``module`` as a MIL program with the output names of ``program``."""
     with quiet():
@@ -69,7 +78,7 @@ def graph(program: Program, module: nn.Module, precision: str) -> Any:
             passes.remove_passes(FOLDING)
         exported = torch.export.export(module, tuple(program.inputs.values())).run_decompositions({})
         return ct.convert(
-            exported,
+            unaliased(exported),
             convert_to="milinternal",
             outputs=[ct.TensorType(name=name, dtype=np.float32) for name in program.outputs],
             minimum_deployment_target=ct.target.iOS18,

@@ -6,8 +6,8 @@
                decoder_first: z, first, told -> x, state... first: the frame itself where told is 1, else any
                decoder_next: z, state... -> x, state...
 
-All shapes are fixed, so a clip of any length takes the memory of one chunk. A device hands every ``out.NAME``
-back as ``in.NAME``. What does not give, chunk by chunk, what the whole clip gives is not written.
+All shapes are fixed, so a clip of any length takes the memory of one chunk. A device hands every ``out_NAME``
+back as ``in_NAME``. What does not give, chunk by chunk, what the whole clip gives is not written.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Call(nn.Module):
         super().__init__()
         self.autoencoder, self.name = autoencoder, name
 
-    def forward(self, x: Tensor) -> Tensor:
-        return getattr(self.autoencoder, self.name)(x)
+    def forward(self, entered: Tensor) -> Tensor:
+        return getattr(self.autoencoder, self.name)(entered)
 
 
 class Chunk(nn.Module):
@@ -51,14 +51,19 @@ class Chunk(nn.Module):
         super().__init__()
         self.autoencoder, self.name, self.state, self.begin = autoencoder, name, state, begin
 
-    def forward(self, x: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, entered: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         if self.begin and self.name == "decode" and given:
-            y, after = self.autoencoder.stream_decode(x, None, *given)
+            y, after = self.autoencoder.stream_decode(entered, None, *given)
         else:
             state = None if self.begin else dict(zip(self.state, given, strict=True))
-            y, after = getattr(self.autoencoder, f"stream_{self.name}")(x, state)
+            y, after = getattr(self.autoencoder, f"stream_{self.name}")(entered, state)
         # copies: some exporters know no output that is a view
         return (y, *(after[name].clone() for name in self.state))
+
+
+def plain(name: str) -> str:
+    """A name that every runtime takes as it is."""
+    return name.replace(".", "_")
 
 
 def streamed(autoencoder: Any, direction: str, first: Tensor, next_: Tensor, more: dict[str, Tensor]) -> Any:
@@ -68,14 +73,14 @@ def streamed(autoencoder: Any, direction: str, first: Tensor, next_: Tensor, mor
     with torch.no_grad():
         begun = getattr(autoencoder, f"stream_{direction}")(first, None, *given)[1]
     names = tuple(sorted(begun))
-    outputs = (leave, *(f"out.{name}" for name in names))
+    outputs = (leave, *(plain(f"out.{name}") for name in names))
     yield Program(
         f"{direction}r_first",
         Chunk(autoencoder, direction, names, True),
         {enter: first, **more},
         outputs,
     )
-    state = {f"in.{name}": begun[name].contiguous() for name in names}
+    state = {plain(f"in.{name}"): begun[name].contiguous() for name in names}
     yield Program(
         f"{direction}r_next",
         Chunk(autoencoder, direction, names, False),
@@ -118,7 +123,7 @@ def chained(run: Runners, direction: str, x: Tensor, pace: int, more: Mapping[st
         given = {enter: x[:, :, chunk].contiguous().numpy(), **(state if parts else more)}
         found = run[f"{direction}r_{'next' if parts else 'first'}"](given)
         parts.append(torch.as_tensor(found[leave]))
-        state = {name.replace("out.", "in.", 1): v for name, v in found.items() if name != leave}
+        state = {name.replace("out_", "in_", 1): v for name, v in found.items() if name != leave}
     return torch.cat(parts, 2)
 
 

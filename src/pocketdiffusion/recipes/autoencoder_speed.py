@@ -1,7 +1,7 @@
 """Autoencoders side by side, in pairs of equal compression: operations, time, memory.
 
     pocket train autoencoder_speed                             # a quiet CPU; the biggest peers take minutes
-    pocket train autoencoder_speed --device cuda --bf16 True --side 512
+    pocket train autoencoder_speed --device cuda --bf16 --side 512
     pocket train autoencoder_speed --pairs 4x8x8 --count-only
 
 Ours and diffusers' classes in their published configurations, all with random weights: what they compute does
