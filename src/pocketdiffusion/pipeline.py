@@ -103,7 +103,9 @@ def matched(folder: Path, parts: dict[str, Any], tokens: int) -> None:
 def fitting(source: Any, decoder: Any, vae: Any) -> None:
     """Whether ``decoder`` reads the latents of an autoencoder with config ``vae``."""
     for name in ("channels", "factor"):
-        found, wanted = getattr(decoder.config, name), getattr(vae, name)
+        found, wanted = getattr(decoder.config, name, None), getattr(vae, name)
+        if found is None or not hasattr(decoder, "decode"):
+            raise ValueError(f"{source}: a {type(decoder).__name__}, expected a decoder of latents")
         if found != wanted:
             raise ValueError(f"{source}: the decoder has {name} {found}, the vae {wanted}")
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from pocketdiffusion.autoencoders.h3ae import H3AE, PRESETS, count
-from pocketdiffusion.nn.attention.causal import CausalBlocks, visible
+from pocketdiffusion.nn.attention.causal import CausalAttention, CausalBlocks, Ctx, naive_visible
 from pocketdiffusion.nn.causal import CausalConv, CausalResBlock, Chain, Frames, TimeDown, TimeUp, chunks
 from pocketdiffusion.nn.conv import ResBlock
+from pocketdiffusion.nn.rope import angles, grid, rotate
 
 
 def noisy(net):
@@ -83,8 +84,36 @@ def test_every_layer_streams_what_it_computes(layer, length):
 
 
 def test_who_sees_whom():
-    seen = visible(frames=3, past=2, window=2).int().tolist()
+    seen = naive_visible(frames=3, past=2, window=2).int().tolist()
     assert seen == [[0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("known", [None, [1.0, 1.0], [0.0, 1.0]])
+def test_frames_with_their_windows_are_the_masked_whole(known):
+    """Outputs and gradients, against one attention over everything with a mask."""
+    torch.manual_seed(0)
+    layer, n, past = CausalAttention(32, 2, 16, bias=True), 6, 0 if known is None else 2
+    x = torch.randn(2, 3 * n, 32, requires_grad=True)
+    state = {k: torch.randn(2, 2, past * n, 16) for k in "kv"} if past else None
+    rope = angles(grid(past + 3, 2, 3), 16, widths=(4, 6, 6))
+    seen = torch.tensor(known) if known else None
+    y = layer.stream(x, state, Ctx(rope, n, 3, seen))[0]
+    q, k = (
+        norm(f(x).unflatten(-1, (2, -1)).transpose(1, 2))
+        for f, norm in ((layer.q, layer.norm_q), (layer.k, layer.norm_k))
+    )
+    v = layer.v(x).unflatten(-1, (2, -1)).transpose(1, 2)
+    if state:
+        k, v = torch.cat([state["k"], k], 2), torch.cat([state["v"], v], 2)
+    mask = naive_visible(3, past, 3)
+    if seen is not None:
+        mask = mask & torch.cat([seen > 0.5, torch.ones(3, dtype=torch.bool)])
+    mask = mask.repeat_interleave(n, 0).repeat_interleave(n, 1)
+    whole = layer.core(rotate(q, rope[:, past * n :]), rotate(k, rope), v, mask)
+    wanted = layer.out(whole.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(y, wanted, atol=1e-5, rtol=1e-4)
+    for a, b in zip(*(torch.autograd.grad(f.square().sum(), [x, layer.k.weight]) for f in (y, wanted))):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
 @torch.no_grad()
@@ -159,10 +188,10 @@ def test_calibrated_latents_have_unit_variance_and_decode_alike(clip):
     torch.manual_seed(0)
     net = H3AE(PRESETS["smoke"]).eval()
     before = net.decode(net.encode(clip))
-    net.calibrate(clip)
+    net.calibrate(clip.repeat(3, 1, 1, 1, 1))  # more clips than go through at once
     z = net.encode(clip)
     torch.testing.assert_close(z.mean((0, 2, 3, 4)), torch.zeros(8), atol=1e-4, rtol=0)
-    torch.testing.assert_close(z.std((0, 2, 3, 4)), torch.ones(8), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z.std((0, 2, 3, 4), correction=0), torch.ones(8), atol=1e-4, rtol=0)
     torch.testing.assert_close(net.decode(z), before, atol=1e-4, rtol=1e-3)
 
 
@@ -189,6 +218,16 @@ def test_presets_compress_as_their_names_say(preset):
 def test_clips_that_do_not_fit(net, shape, said):
     with pytest.raises(ValueError, match=said):
         net.encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "frames, said", [(6, "a chunk of 6 frames: expected a multiple of 4"), (2, "2 frames")]
+)
+@torch.no_grad()
+def test_chunks_that_do_not_fit(net, frames, said):
+    _, state = net.stream_encode(torch.zeros(1, 3, 1, 32, 32))
+    with pytest.raises(ValueError, match=said):
+        net.stream_encode(torch.zeros(1, 3, frames, 32, 32), state if frames == 6 else None)
 
 
 def test_latents_of_others_and_wrong_configs(net):

@@ -14,7 +14,7 @@ def test_interval_is_students():
 
 
 def test_what_a_seed_does_to_both_drops_out(tmp_path):
-    found = collect(tmp_path, ("a", "b"), range(3), lambda arm, seed: {"x": 10.0 * seed + (arm == "b")})
+    found = collect(tmp_path, ("a", "b"), range(3), lambda arm, seed: {"x": 10.0 * seed + (arm == "b")}, {})
     assert difference(found, "b", "a", "x") == (1.0, 0.0)
     assert table(found, {"x": 1})[0] == {"arm": "a", "seeds": 3, "x": "10.0 +- 24.8"}
     assert against(found, "a", {"x": 1}) == [{"arm": "b - a", "x": "+1.0 +- 0.0"}]
@@ -27,7 +27,14 @@ def test_nothing_is_run_twice(tmp_path):
         ran.append((arm, seed))
         return {"x": 1.0}
 
-    collect(tmp_path, ("a", "b"), [0], run)
-    collect(tmp_path, ("a", "b"), [0, 1], run)
+    collect(tmp_path, ("a", "b"), [0], run, {"steps": 3})
+    collect(tmp_path, ("a", "b"), [0, 1], run, {"steps": 3})
     assert ran == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert not list(tmp_path.glob("*.json*tmp"))
+    with pytest.raises(ValueError, match="was run with another steps"):
+        collect(tmp_path, ("a",), [0], run, {"steps": 4})
+
+
+def test_what_an_arm_has_not_is_a_dash(tmp_path):
+    found = collect(tmp_path, ("a", "b"), [0, 1], lambda arm, seed: {"x": 1.0} if arm == "a" else {}, {})
+    assert table(found, {"x": 1})[1]["x"] == "-" and against(found, "a", {"x": 1})[0]["x"] == "-"

@@ -76,6 +76,12 @@ def test_a_decoder_learns_from_another(net):
     torch.testing.assert_close(taught(other.decode)(found), (other.decode(found.z) - found.y).abs().mean())
 
 
+def test_a_view_and_terms_are_refused(net):
+    with pytest.raises(ValueError, match="terms have no meaning"):
+        terms = {"latent": Weighed(consistency.latent_mse, 0.1)}
+        Autoencode(net, view=equivariance.eq_vae(4), terms=terms)
+
+
 def test_frames_of_clips_and_pictures():
     clip = torch.randn(2, 3, 5, 4, 6)
     assert torch.equal(frames(clip)[5 + 2], clip[1, :, 2])
@@ -210,8 +216,10 @@ def test_patches_see_patches():
 def test_adversarial_turns_and_losses(net):
     gan = PatchGAN(Autoencode(net), PatchHead(width=8), weight=0.5, start=3)
     x = net.example(2)[0]
-    assert gan.turn(2) == ("autoencoder",) and "gan" not in first(gan, x)
-    assert gan.turn(3) == ("autoencoder", "discriminator")
+    assert gan.turn(2) == gan.turn(3) == ("autoencoder", "discriminator")
+    gan.turn(2)
+    assert "gan" not in first(gan, x)
+    gan.turn(3)
     parts = first(gan, x)
     torch.testing.assert_close(parts["loss"], parts["l1"] + 1e-4 * parts["kl"] + 0.5 * parts["gan"])
     parts["loss"].backward()

@@ -156,14 +156,15 @@ class Decoder(nn.Module):
             up.append(Chain(*space, *([TimeUp(width)] if i in c.halve else [])))
         self.up = nn.ModuleList(up)
         self.levels = nn.ModuleList(Chain(*blocks(c, i)) for i in range(len(c.widths)))
+        tail = nn.Conv2d(c.widths[0], 3 * c.patch**2, 3, padding=1)
+        self.tail = Frames(nn.GroupNorm(c.groups, c.widths[0]), nn.SiLU(), tail, nn.PixelShuffle(c.patch))
+        # last, so that the rest of a seeded network is the same without
         told = [nn.Conv2d(w, w, 1) for w in c.widths] if c.omni else []
         for layer in told:
             # so that at the start of training a decoder that is told is one that is not
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(cast(Tensor, layer.bias))
         self.inject = nn.ModuleList(Frames(layer) for layer in told)
-        tail = nn.Conv2d(c.widths[0], 3 * c.patch**2, 3, padding=1)
-        self.tail = Frames(nn.GroupNorm(c.groups, c.widths[0]), nn.SiLU(), tail, nn.PixelShuffle(c.patch))
 
     def forward(self, z: Tensor, hints: list[Tensor] | None = None, told: Tensor | None = None) -> Tensor:
         """``told`` (B,): 1 in the rows that get the hints, 0 in others; None: all."""
@@ -244,7 +245,12 @@ class H3AE(nn.Module):
         return self.encoder.features(first)
 
     def stream_encode(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """One frame (B, 3, 1, H, W) first, then chunks of f_t frames (or a multiple)."""
+        """One frame (B, 3, 1, H, W) first (or 1 + f_t k), then chunks of f_t frames (or a multiple)."""
+        fits(self.config, x if state is None else x[:, :, :1])
+        if state is not None and x.shape[2] % self.config.time_factor:
+            raise ValueError(
+                f"a chunk of {x.shape[2]} frames: expected a multiple of {self.config.time_factor}"
+            )
         found, state = self.encoder.stream(x, state)
         return self.normalised(found)[0], state
 
@@ -264,9 +270,14 @@ class H3AE(nn.Module):
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
         """Set scale and shift so that the latents of ``x`` have zero mean and unit variance per channel."""
-        mean = self.encoder(x if x.ndim == 5 else x[:, :, None]).chunk(2, dim=1)[0]
-        self.shift.copy_(mean.mean((0, 2, 3, 4)).view(-1, 1, 1, 1))
-        self.scale.copy_(1 / mean.std((0, 2, 3, 4)).view(-1, 1, 1, 1))
+        count, sums = 0, torch.zeros(2, self.config.channels, dtype=torch.float64)
+        for part in (x if x.ndim == 5 else x[:, :, None]).split(4):
+            mean = self.encoder(part).chunk(2, dim=1)[0].double().cpu()
+            count += mean[:, 0].numel()
+            sums += torch.stack([mean.sum((0, 2, 3, 4)), mean.square().sum((0, 2, 3, 4))])
+        middle, square = sums / count
+        self.shift.copy_(middle.view(-1, 1, 1, 1))
+        self.scale.copy_((square - middle.square()).rsqrt().view(-1, 1, 1, 1))
 
     def example(self, batch: int = 2, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
         """Clips (B, 3, T, H, W) in [-1, 1], and their first frames if these are taken."""
@@ -281,6 +292,9 @@ def check(c: Config) -> None:
         raise ValueError(f"{len(c.blocks)} numbers of blocks for {levels} widths")
     if wrong := [i for i in c.halve if not 0 <= i < levels]:
         raise ValueError(f"halve names resolution {wrong[0]}, there are {levels}")
+    if len(set(c.halve)) < len(c.halve) or c.window < 1 or c.widths[-1] % c.heads:
+        wrong_one = f"halve {c.halve}, window {c.window}, {c.heads} heads for width {c.widths[-1]}"
+        raise ValueError(f"{wrong_one}: expected different levels, 1 or more, heads that divide the width")
 
 
 def fits(c: Config, x: Tensor) -> None:

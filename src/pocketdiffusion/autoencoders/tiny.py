@@ -163,7 +163,8 @@ class Grafted(nn.Module):
             a, b = getattr(ours, name, 1), getattr(theirs, name, 1)
             if a != b:
                 raise ValueError(f"the decoder has {name} {a}, the autoencoder {b}")
-        self.config = theirs
+        # a decoder of ours takes no first frame
+        self.config = replace(theirs, omni=False) if getattr(theirs, "omni", False) else theirs
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.autoencoder.posterior(x)

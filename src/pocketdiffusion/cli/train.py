@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Set
 from dataclasses import asdict, is_dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 
 from ..disk import renamed
 
-# what may differ between two parts of one run
+# what may differ between two parts of one run; a recipe that keeps several runs names more (its MAY_CHANGE)
 MAY_CHANGE = {"steps", "lr", "look", "device", "compile", "out", "vae"}
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -74,7 +75,7 @@ def commit() -> str:
         return "unknown"
 
 
-def note(name: str, args: Any) -> None:
+def note(name: str, args: Any, may_change: Set[str] = frozenset()) -> None:
     """Add what was asked to ``args.json`` in the run folder; refuse a folder that holds another run."""
     out = getattr(args, "out", None)
     if out is None or int(os.environ.get("RANK", 0)):
@@ -83,7 +84,7 @@ def note(name: str, args: Any) -> None:
     asked = json.loads(json.dumps(asdict(args), default=str))
     before = json.loads(path.read_text()) if path.exists() else []
     for key, value in before[-1]["args"].items() if before else ():
-        if key not in MAY_CHANGE and asked.get(key) != value:
+        if key not in MAY_CHANGE | may_change and asked.get(key) != value:
             raise ValueError(
                 f"{out}: holds a run with --{key} {value}, not {asked.get(key)}; name another --out"
             )
@@ -108,5 +109,5 @@ def run(argv: list[str]) -> None:
     import tyro
 
     args = tyro.cli(module.Args, args=argv[1:], prog=f"pocket train {argv[0]}", description=module.__doc__)
-    note(argv[0], args)
+    note(argv[0], args, getattr(module, "MAY_CHANGE", frozenset()))
     module.main(args)

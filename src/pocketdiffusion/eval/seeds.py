@@ -1,6 +1,6 @@
 """Several runs with several seeds, kept on the disk: means, intervals, differences.
 
-    found = collect(folder, arms, seeds, run)       run(arm, seed) -> {measure: number}, if not there yet
+    found = collect(folder, arms, seeds, run, settings)      run(arm, seed) -> {measure: number}
     mean, half = interval(values)                      of a t distribution, 95 %; half is None for one value
     difference(found, "a", "b", "psnr")           of the same seeds: what a seed does to both drops out
 
@@ -37,10 +37,18 @@ def told(values: Sequence[float], digits: int = 2) -> str:
 
 
 def collect(
-    folder: Path, arms: Iterable[str], seeds: Iterable[int], run: Callable[[str, int], Mapping[str, float]]
+    folder: Path,
+    arms: Iterable[str],
+    seeds: Iterable[int],
+    run: Callable[[str, int], Mapping[str, float]],
+    settings: Mapping[str, Any],
 ) -> Found:
-    """Every arm with every seed; what was measured before is read and not run again. Seeds go round first."""
+    """Every arm with every seed, seed by seed; what was measured before is read and not run again.
+
+    ``settings`` stand beside the numbers: those of others are refused, for they compare with nothing here.
+    """
     arms = list(arms)
+    asked = json.loads(json.dumps(dict(settings), default=str))
     found: Found = {arm: {} for arm in arms}
     for seed in seeds:
         for arm in arms:
@@ -49,8 +57,12 @@ def collect(
                 measures = dict(run(arm, seed))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with renamed(path) as temporary:
-                    temporary.write_text(json.dumps(measures, indent=2) + "\n")
-            found[arm][seed] = json.loads(path.read_text())
+                    temporary.write_text(json.dumps(measures | {"settings": asked}, indent=2) + "\n")
+            kept = json.loads(path.read_text())
+            if (before := kept.pop("settings", None)) != asked:
+                wrong = [k for k in asked if not before or before.get(k) != asked[k]]
+                raise ValueError(f"{path}: was run with another {wrong[0] if wrong else 'set of flags'}")
+            found[arm][seed] = kept
     return found
 
 
@@ -61,12 +73,15 @@ def difference(found: Found, arm: str, control: str, measure: str) -> tuple[floa
 
 
 def table(found: Found, measures: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Rows to print: arms down, measures (with their digits) across."""
+    """Rows to print: arms down, measures (with their digits) across; "-" where an arm has none."""
     return [
         {
             "arm": arm,
             "seeds": len(runs),
-            **{m: told([r[m] for r in runs.values()], d) for m, d in measures.items()},
+            **{
+                m: told([r[m] for r in runs.values()], d) if all(m in r for r in runs.values()) else "-"
+                for m, d in measures.items()
+            },
         }
         for arm, runs in found.items()
     ]
@@ -79,6 +94,9 @@ def against(found: Found, control: str, measures: Mapping[str, int]) -> list[dic
         if arm != control:
             row: dict[str, Any] = {"arm": f"{arm} - {control}"}
             for measure, digits in measures.items():
+                if not all(measure in r for name in (arm, control) for r in found[name].values()):
+                    row[measure] = "-"
+                    continue
                 middle, half = difference(found, arm, control, measure)
                 row[measure] = f"{middle:+.{digits}f}" + ("" if half is None else f" +- {half:.{digits}f}")
             rows.append(row)

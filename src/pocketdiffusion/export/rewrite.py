@@ -152,6 +152,7 @@ class FlatConv3d(nn.Module):
     def __init__(self, conv: nn.Module):
         super().__init__()
         assert isinstance(conv, nn.Conv3d) and conv.padding[0] == 0 and conv.groups == 1
+        assert conv.padding_mode == "zeros" and set(conv.dilation) == {1}
         t, h, w = conv.kernel_size
         self.kernel, self.stride = t, conv.stride[0]
         channels, padding = t * conv.in_channels, (int(conv.padding[1]), int(conv.padding[2]))

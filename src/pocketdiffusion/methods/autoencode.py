@@ -84,6 +84,8 @@ class Autoencode:
     ):
         self.autoencoder, self.beta, self.noise, self.told = autoencoder, beta, noise, told
         self.terms = {name: term for name, term in (terms or {}).items() if term.weight}
+        if view and self.terms:
+            raise ValueError("a view changes what is decoded, so terms have no meaning beside it")
         self.distance, self.view, self.step = distance, view, 0
         self.players = {"autoencoder": [p for p in autoencoder.parameters() if p.requires_grad]}
 
@@ -108,12 +110,12 @@ class Autoencode:
 
     def parts(self, found: Pass) -> dict[str, Tensor]:
         """The loss and what it is made of."""
-        l1, divergence = self.distance(found.y, found.x), kl(found.mean, found.logvar)
+        error, divergence = self.distance(found.y, found.x), kl(found.mean, found.logvar)
         more = {name: weighed.term(found) for name, weighed in self.terms.items()}
-        loss = l1 + self.beta * divergence
+        loss = error + self.beta * divergence
         for name, value in more.items():
             loss = loss + self.terms[name].at(self.step) * value
-        return {"loss": loss, "l1": l1, "kl": divergence, **more}
+        return {"loss": loss, "l1": error, "kl": divergence, **more}
 
     def losses(self, player: str, batch: Batch) -> Iterator[dict[str, Tensor]]:
         yield self.parts(self.run(batch.x))

@@ -3,13 +3,14 @@
     h' ~ U{ceil(h/4) .. floor(h/2)},   z_lo = resize(z, h'),   x_lo = resize(x, f h')
     term = |decode(z_lo) - x_lo|            weight alpha = 0.25; of clips, space only
 
-Source: "Improving the Diffusability of Autoencoders" (Skorokhodov et al. 2025, arXiv 2502.14831). Two things
-differ: both are resized with antialiasing, without which a factor of 3 picks single pixels; and h' is drawn
-among whole latent sizes within the paper's factors of 2 to 4, so that sizes always match.
+Source: "Improving the Diffusability of Autoencoders" (Skorokhodov et al. 2025, arXiv 2502.14831). What
+differs here: both are resized with antialiasing, without which a factor of 3 picks single pixels; h' is drawn
+among whole latent sizes within the paper's factors of 2 to 4, so that sizes always match; and the distance is
+L1 unless another is given.
 
 EQ-VAE's rule (Kouzelis et al. 2025, arXiv 2502.09509) is another: in half of the steps, z and x are both
-scaled (8/32 to 31/32) and turned (quarter turns), and that is all that is decoded; in a quarter of the
-others, x is made smaller before it is encoded (``eq_vae`` leaves that to a recipe's data).
+scaled (8/32 to 31/32) and turned (by one to three quarters), and that is all that is decoded. Its second
+branch (in a quarter of the other steps x is made smaller before it is encoded) is not here.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def eq_vae(factor: int, often: float = 0.5) -> Callable[[Tensor, Tensor], tuple[
         h, w = z.shape[-2:]
         scale = int(torch.randint(8, 32, ())) / 32
         new = max(1, round(h * scale)), max(1, round(w * scale))
-        turns = int(torch.randint(0, 4, ()))
+        turns = int(torch.randint(1, 4, ()))
         pair = resized(x, (factor * new[0], factor * new[1])), resized(z, new)
         return pair[0].rot90(turns, (-2, -1)), pair[1].rot90(turns, (-2, -1))
 

@@ -1,7 +1,9 @@
 """Adversarial training of an autoencoder: a PatchGAN beside the other terms.
 
     discriminator   mean relu(1 - D(x)) + mean relu(1 + D(sg[y]))
-    autoencoder     loss of Autoencode + weight * -mean D(y)        from step ``start`` on
+    autoencoder     loss of Autoencode + weight * -mean D(y)        that from step ``start`` on
+
+D learns from the first step, so that it knows something when it is first listened to.
 
 D says of every patch of a picture (of every frame of a clip) whether it is real. Sources: Isola et al. 2017
 for the network, Lim and Ye 2017 for the hinge, Esser et al. 2021 for its use in autoencoders; here with a
@@ -32,7 +34,7 @@ class PatchGAN:
 
     def turn(self, step: int) -> tuple[str, ...]:
         self.autoencode.turn(step)
-        return ("autoencoder", "discriminator") if step >= self.start else ("autoencoder",)
+        return ("autoencoder", "discriminator")
 
     def losses(self, player: str, batch: Batch) -> Iterator[dict[str, Tensor]]:
         if player == "discriminator":

@@ -4,13 +4,16 @@
     pocket train autoencoder_claims --arms l1 told --control l1              # the omni objective
     pocket train autoencoder_claims --arms l1 flat_0 nearest wide kl_1e-3    # layers, channels, KL
 
-Every run is kept (OUT/ARM-SEED.json) and not repeated. Expected: see docs/results.md (claims of H3AE).
+Every run is kept (OUT/ARM-SEED.json) and not repeated. Of a seed, all arms see the same clips and noise; the
+arms that change a loss begin with the same weights too. ``perceptual`` and ``frechet`` are judged by the
+network that the arm of that name learns from, and ``cycle`` is what latent consistency asks for: neither is
+neutral. Expected: see docs/results.md (claims of H3AE).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,9 @@ from torch import Tensor
 
 from .. import store
 from ..autoencoders.h3ae import H3AE, Config
+from ..bench.cost import cost
 from ..bench.table import text
-from ..data.motion import MOVING_WORLD, Clips
+from ..data.motion import Clips
 from ..device import bf16, choose
 from ..eval.reconstruction import scene_maps
 from ..eval.seeds import against, collect, table
@@ -32,13 +36,16 @@ from ..methods.perceptual import perceptual
 from ..methods.wavelet import wavelet
 from ..nn.heads import PatchHead
 from ..pipeline import SHIPPED
+from ..train import spread
 from ..train.fit import Run, fit
 from ..train.optimisers import adamw, warmup_cosine
 from ..types import Method
+from .h3ae_scenes import WORLD, measured, mixed
 from .h3ae_scenes import Args as Training
-from .h3ae_scenes import measured, mixed
 
-MEASURES = {"psnr": 2, "ssim": 4, "perceptual": 4, "frechet": 2, "flicker": 4, "cycle": 4, "high": 3}
+MEASURES = {"psnr": 2, "rest": 2, "rest_told": 2, "ssim": 4, "perceptual": 4, "frechet": 2}
+MEASURES |= {"flicker": 4, "cycle": 4, "high": 3, "high_sampled": 3, "kmacs": 1}
+MAY_CHANGE = {"arms", "control", "seeds"}
 # what an arm changes in the network
 NETWORKS: dict[str, Callable[[Config], Config]] = {
     "flat_0": lambda c: replace(c, flat=0),
@@ -46,7 +53,7 @@ NETWORKS: dict[str, Callable[[Config], Config]] = {
     "wide": lambda c: replace(c, channels=2 * c.channels),
     "told": lambda c: replace(c, omni=True),
 }
-# what an arm adds to L1 and KL, with the weight that is ours
+# what an arm adds to L1 and KL, with the weight that is ours unless --weight is given
 LOSSES: dict[str, tuple[Callable[[Any], Term], float]] = {
     "consistency": (lambda maps: latent_kl, 0.1),
     "consistency_mse": (lambda maps: latent_mse, 0.1),
@@ -62,6 +69,7 @@ class Args:
     arms: tuple[str, ...] = ("l1", "consistency", "consistency_mse", "perceptual", "wavelet", "gan")
     control: str = "l1"
     seeds: tuple[int, ...] = (0, 1, 2)
+    weight: float | None = None  # of the arms' terms, to scan it (into another --out)
     preset: str = "ablation"
     steps: int = 600
     batch: int = 4
@@ -73,17 +81,19 @@ class Args:
     device: str = "cpu"
 
 
-def method_of(arm: str, vae: H3AE, steps: int, device: torch.device) -> Method:
+def method_of(arm: str, vae: H3AE, args: Args, device: torch.device) -> Method:
     features = store.load(SHIPPED / "scenes" / "features").to(device).requires_grad_(False)
     terms = {}
     if arm in LOSSES:
         make, weight = LOSSES[arm]
-        terms = {arm: Weighed(make(scene_maps(features)), weight, steps // 10)}
+        given = weight if args.weight is None else args.weight
+        terms = {arm: Weighed(make(scene_maps(features)), given, args.steps // 10)}
     beta = float(arm.removeprefix("kl_")) if arm.startswith("kl_") else 1e-6
     method = Autoencode(vae, beta, terms=terms, told=0.5 if arm == "told" else 0.0)
     if arm == "gan":
-        # after reconstruction has settled, as is usual
-        return PatchGAN(method, PatchHead(width=32).to(device), 0.1, steps // 2)
+        # listened to after reconstruction has settled, as is usual
+        given = 0.1 if args.weight is None else args.weight
+        return PatchGAN(method, PatchHead(width=32).to(device), given, args.steps // 2)
     return method
 
 
@@ -92,7 +102,7 @@ def trained(arm: str, seed: int, args: Args, device: torch.device) -> dict[str, 
     torch.manual_seed(seed)
     config = NETWORKS.get(arm, lambda c: c)(replace(store.preset("H3AE", args.preset), omni=False))
     vae = H3AE(config).to(device)
-    method = method_of(arm, vae, args.steps, device)
+    method = method_of(arm, vae, args, device)
     networks: dict[str, Any] = {"vae": vae}
     optimisers = {"autoencoder": adamw(vae.parameters(), args.lr)}
     if isinstance(method, PatchGAN):
@@ -114,23 +124,35 @@ def trained(arm: str, seed: int, args: Args, device: torch.device) -> dict[str, 
     )
     state = fit(method, data, optimisers, networks, run, warmup_cosine(args.steps, 50))
     with state.averaged():
-        vae.calibrate(Clips(MOVING_WORLD, 32, args.size, args.frames, device)(0, 10**5).x)
+        vae.calibrate(Clips(WORLD, 32, args.size, args.frames, device)(0, 10**5).x)
         found = measured(vae, args.size, args.frames, device, args.held_out)
         spectra = curves(vae, held_out(args, device))
+        x = next(iter(held_out(args, device)))
+        # operations per pixel, there and back
+        found["kmacs"] = cost(vae, (x,)).macs / (x.numel() / 3) / 1e3
         return {**found, "high": spectra["latents"].high, "high_sampled": spectra["sampled"].high}
 
 
+def same(args: Args) -> dict[str, Any]:
+    """What two runs must share to be compared."""
+    return {k: v for k, v in asdict(args).items() if k not in MAY_CHANGE | {"out", "device", "bf16"}}
+
+
 def held_out(args: Args, device: torch.device) -> Iterable[Tensor]:
-    clips = Clips(MOVING_WORLD, min(args.held_out, 8), args.size, args.frames, device)
+    clips = Clips(WORLD, min(args.held_out, 8), args.size, args.frames, device)
     return (clips(10**6 + 1, i).x for i in range(max(1, args.held_out // 8)))
 
 
 def main(args: Args) -> None:
     if unknown := set((*args.arms, args.control)) - set(ARMS):
         raise ValueError(f"--arms {sorted(unknown)[0]}: expected some of {', '.join(ARMS)}")
+    if spread.world() > 1:
+        raise ValueError("autoencoder_claims runs in one process; start several with other --seeds")
     device = choose(args.device)
     arms = dict.fromkeys((args.control, *args.arms))
-    found = collect(args.out, arms, args.seeds, lambda arm, seed: trained(arm, seed, args, device))
+    found = collect(
+        args.out, arms, args.seeds, lambda arm, seed: trained(arm, seed, args, device), same(args)
+    )
     print(text(table(found, MEASURES)))
     if len(arms) > 1:
         print(text(against(found, args.control, MEASURES)))

@@ -6,12 +6,13 @@
 Arms: ``original``; ``control``, fine-tuned as long without the term; ``se``, with it; ``eq``, with EQ-VAE's
 rule instead. Of each: PSNR, the equivariance error, the share of high frequencies in its latents, and the
 Frechet distance of a small DiT trained from scratch on them for equal steps. Every run is kept and not
-repeated. Expected: see docs/results.md (claims of Diffusability). Ends with OUT/spectra.svg.
+repeated. Claims rest on ``se`` against ``control``; ``original`` is one network whatever the seed. Expected:
+see docs/results.md (claims of Diffusability). Ends with OUT/ARM-SEED/vae and OUT/spectra.svg.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,15 @@ from ..methods.equivariance import eq_vae, scale_equivariance
 from ..methods.flow_matching import FlowMatching
 from ..models import dit
 from ..pipeline import SHIPPED, Pipeline, Schedule
+from ..teachers.autoencoders import save as save_foreign
 from ..text import encoder
+from ..train import spread
 from ..train.fit import Data, Run, fit
 from ..train.optimisers import adamw, warmup_cosine
 from ..types import Batch, Cond
 from .smoke import WORLD
 
+MAY_CHANGE = {"arms", "seeds"}
 MEASURES = {"psnr": 2, "se_error": 4, "high": 4, "slope": 4, "frechet_dit": 2}
 ARMS = ("original", "control", "se", "eq")
 
@@ -57,6 +61,7 @@ class Args:
     batch: int = 16
     lr: float = 2e-4
     beta: float = 1e-4  # weight of the KL term
+    noise: float = 0.03  # added to latents, as the shipped decoder was trained
     dit_steps: int = 1500  # 0: no DiT
     pictures: int = 512  # that it draws to be judged
     size: int = 64
@@ -78,9 +83,9 @@ def tuned(arm: str, seed: int, args: Args, device: torch.device) -> Any:
     data, factor = source(args, device, "train"), vae.config.factor
     if arm != "original":
         # the control computes no term at all: the same random numbers, the same batches
-        terms = {"se": Weighed(scale_equivariance(factor), args.alpha if arm == "se" else 0.0)}
+        terms = {"se": Weighed(scale_equivariance(factor), args.alpha)} if arm == "se" else {}
         view = eq_vae(factor) if arm == "eq" else None
-        method = Autoencode(vae, args.beta, terms=terms, view=view)
+        method = Autoencode(vae, args.beta, args.noise, terms, view=view)
         run = Run(
             args.steps,
             args.out / f"{arm}-{seed}",
@@ -99,6 +104,9 @@ def tuned(arm: str, seed: int, args: Args, device: torch.device) -> Any:
         vae.load_state_dict(kept)
     with torch.no_grad():
         vae.calibrate(torch.cat([data(10**5, i).x for i in range(8)]))
+    if arm != "original":
+        write = store.save if type(vae).__name__ in store.KINDS else save_foreign
+        write(vae, args.out / f"{arm}-{seed}" / "vae")
     return vae.requires_grad_(False)
 
 
@@ -107,7 +115,7 @@ def drawn(vae: Any, seed: int, args: Args, device: torch.device) -> float:
     torch.manual_seed(seed)
     words = Pipeline.from_pretrained("scenes").text_encoder.tokenizer
     reader = encoder.TextTransformer(encoder.PRESETS["smoke"], words).to(device)
-    model = dit.DiT(dit.PRESETS["smoke"]).to(device)
+    model = dit.DiT(replace(dit.PRESETS["smoke"], channels=vae.config.channels)).to(device)
     weights = [*model.parameters(), *reader.parameters()]
 
     def embed(batch: Batch) -> tuple[Tensor, Cond]:
@@ -139,7 +147,9 @@ def judged(arm: str, seed: int, args: Args, device: torch.device) -> dict[str, f
     found = measure(vae, pictures)
     spectra = curves(vae, pictures)
     h, w = (side // vae.config.factor // 2 for side in pictures[0].shape[-2:])
-    found["se_error"] = equivariance_error(vae, pictures[0], (h, w))
+    # at a half and a quarter of the side
+    errors = [equivariance_error(vae, x, (h // n, w // n)) for x in pictures for n in (1, 2)]
+    found["se_error"] = sum(errors) / len(errors)
     found |= {"high": spectra["latents"].high, "slope": spectra["latents"].slope}
     found["high_sampled"] = spectra["sampled"].high
     if seed == args.seeds[0]:
@@ -155,8 +165,11 @@ def judged(arm: str, seed: int, args: Args, device: torch.device) -> dict[str, f
 def main(args: Args) -> None:
     if unknown := set(args.arms) - set(ARMS):
         raise ValueError(f"--arms {sorted(unknown)[0]}: expected some of {', '.join(ARMS)}")
+    if spread.world() > 1:
+        raise ValueError("scale_equivariance runs in one process; start several with other --seeds")
     device = choose(args.device)
-    found = collect(args.out, args.arms, args.seeds, lambda arm, seed: judged(arm, seed, args, device))
+    same = {k: v for k, v in asdict(args).items() if k not in MAY_CHANGE | {"out", "device", "bf16"}}
+    found = collect(args.out, args.arms, args.seeds, lambda arm, seed: judged(arm, seed, args, device), same)
     measures = {m: d for m, d in MEASURES.items() if args.dit_steps or m != "frechet_dit"}
     print(text(table(found, measures)))
     if len(args.arms) > 1:

@@ -10,7 +10,7 @@ Expected: see docs/results.md (tiny decoder). Ends with OUT/decoder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from .. import store
 from ..autoencoders.tiny import Grafted, TinyDecoder
 from ..cli.autoencoder import autoencoder_of
 from ..data.photos import Photos
-from ..data.scenes import EVAL_WORLD, Scenes, World
+from ..data.scenes import EVAL_WORLD, Scenes
 from ..device import bf16, choose
 from ..eval.reconstruction import measure, scene_maps
 from ..methods.autoencode import Autoencode, Weighed, taught
@@ -53,7 +53,9 @@ def source(args: Args, device: torch.device, held_out: bool = False) -> Data:
         folder = None if args.data == "photos" else args.data
         split = "test" if held_out else "train"
         return Photos(args.batch, args.size, split, folder, device=device)
-    return Scenes(EVAL_WORLD if held_out else World(), args.batch, args.size, device)
+    # a few of everything, as the decoder that teaches was trained
+    world = replace(EVAL_WORLD, textured=0.4, textures=("plain", "striped", "striped", "dotted"), tilt=0.03)
+    return Scenes(EVAL_WORLD if held_out else world, args.batch, args.size, device)
 
 
 def main(args: Args) -> None:

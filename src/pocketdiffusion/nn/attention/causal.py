@@ -23,21 +23,25 @@ from .full import Attention
 
 @dataclass(frozen=True)
 class Ctx:
-    """What all blocks share. ``past``: remembered tokens in front of the chunk's own."""
+    """What all blocks share; ``past`` remembered frames lie in front of the chunk's own."""
 
-    rope: Tensor  # (2, past + N, head_dim / 2)
-    mask: Tensor | None  # (N, past + N) bool; None: everything is seen
-    keep: int  # tokens to remember
+    rope: Tensor  # (2, (past + T) tokens, head_dim / 2)
+    tokens: int  # of one frame
+    window: int
+    seen: Tensor | None  # (past,) 1 where a remembered frame has been; None: nothing is remembered
 
 
-def visible(frames: int, past: int, window: int, device: torch.device | str = "cpu") -> Tensor:
+def naive_visible(frames: int, past: int, window: int) -> Tensor:
     """(frames, past + frames) bool: which remembered and own frames each frame sees."""
-    ahead = torch.arange(-past, frames, device=device) - torch.arange(frames, device=device)[:, None]
+    ahead = torch.arange(-past, frames) - torch.arange(frames)[:, None]
     return (ahead <= 0) & (ahead > -window)
 
 
 class CausalAttention(Attention):
-    """forward(x (B, N, D), ctx) -> (B, N, D); keys and values of the past are remembered unrotated."""
+    """stream(x (B, T tokens, D), state, ctx) -> the same shape, state; keys are remembered unrotated.
+
+    Every frame is given the keys of its own window, so that there is no mask of tokens by tokens.
+    """
 
     def stream(self, x: Tensor, state: State | None, ctx: Ctx) -> tuple[Tensor, State]:
         q = self.norm_q(self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2))  # (B, H, N, d)
@@ -45,9 +49,19 @@ class CausalAttention(Attention):
         v = self.v(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)  # (B, K, N, d)
         if state:
             k, v = torch.cat([state["k"], k], 2), torch.cat([state["v"], v], 2)
-        own = ctx.rope[:, k.shape[2] - q.shape[2] :]
-        y = self.core(rotate(q, own), rotate(k, ctx.rope), v, ctx.mask)  # (B, H, N, d)
-        after = {"k": pad_past(k, ctx.keep), "v": pad_past(v, ctx.keep)} if ctx.keep else {}
+        n, past = ctx.tokens, (k.shape[2] - q.shape[2]) // ctx.tokens
+        q, turned = rotate(q, ctx.rope[:, past * n :]), rotate(k, ctx.rope)
+        parts = []
+        for i in range(q.shape[2] // n):
+            window = slice(n * max(0, past + i + 1 - ctx.window), n * (past + i + 1))
+            mask = None
+            if ctx.seen is not None:
+                known = torch.cat([ctx.seen > 0.5, ctx.seen.new_ones(i + 1, dtype=torch.bool)])
+                mask = known.repeat_interleave(n)[None, window]
+            parts.append(self.core(q[:, :, n * i : n * (i + 1)], turned[:, :, window], v[:, :, window], mask))
+        y = torch.cat(parts, 2)  # (B, H, T tokens, d)
+        keep = (ctx.window - 1) * n
+        after = {"k": pad_past(k, keep), "v": pad_past(v, keep)} if keep else {}
         return self.out(y.transpose(1, 2).flatten(2)), after
 
 
@@ -82,11 +96,7 @@ class CausalBlocks(nn.Module):
         side = self.head_dim * 3 // 16 * 2
         widths = (self.head_dim - 2 * side, side, side)
         rope = angles(grid(past + t, h, w, device=x.device), self.head_dim, widths=widths)
-        mask = visible(t, past, self.window, x.device)
-        if seen is not None:
-            mask = mask & torch.cat([seen > 0.5, seen.new_ones(t, dtype=torch.bool)])
-        every = mask.repeat_interleave(h * w, 0).repeat_interleave(h * w, 1)
-        return Ctx(rope, None if t == 1 and seen is None else every, (self.window - 1) * h * w)
+        return Ctx(rope, h * w, self.window, seen)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stream(x)[0]
