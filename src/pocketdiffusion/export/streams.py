@@ -173,6 +173,8 @@ def export(
     if to == "web" or precision not in writer.PRECISIONS:
         known = ", ".join(writer.PRECISIONS)
         raise ValueError(f"an autoencoder by itself goes to onnx, executorch or coreml in {known}")
+    if to == "executorch" and getattr(autoencoder.config, "time_factor", 1) > 1:
+        raise ValueError("autoencoders of clips go to onnx and coreml; XNNPACK does not partition them yet")
     made = programs(autoencoder, size)
     rows: list[dict[str, Any]] = []
     warnings: list[str] = []
