@@ -53,7 +53,7 @@ class Config:
 # f_t x f_s x f_s: the reference network, and its kind at other compressions.
 REFERENCE = Config()
 FAST = Config(16, (128, 256, 384), (2, 2, 2), patch=2, flat=2, halve=(1, 2), depth=2, heads=6, mlp=1536)
-WIDE = (128, 256, 384, 512)
+FOUR = replace(REFERENCE, widths=(128, 256, 384, 512), blocks=(2, 2, 2, 2), patch=2, flat=2, halve=(2, 3))
 PRESETS: dict[str, Config] = {
     "smoke": Config(
         8, (16, 24, 32, 48, 64), (1, 1, 1, 1, 1), depth=1, heads=4, mlp=256, groups=8, side=32, frames=9
@@ -67,37 +67,12 @@ PRESETS: dict[str, Config] = {
     "4x16x16_c32": REFERENCE,
     "4x16x16_c64": replace(REFERENCE, channels=64),
     "4x16x16_c128": replace(REFERENCE, channels=128),
-    "4x16x16_fast_c48": replace(
-        REFERENCE,
-        channels=48,
-        widths=WIDE,
-        blocks=(2, 2, 2, 2),
-        patch=2,
-        flat=2,
-        halve=(2, 3),
-    ),
-    "8x16x16": replace(
-        REFERENCE,
-        channels=16,
-        widths=WIDE,
-        blocks=(2, 2, 2, 2),
-        patch=2,
-        flat=2,
-        halve=(1, 2, 3),
-    ),
+    "4x16x16_fast_c48": replace(FOUR, channels=48),
+    "8x16x16": replace(FOUR, channels=16, halve=(1, 2, 3)),
+    **{f"8x32x32_c{c}": replace(FOUR, channels=c, patch=4, flat=1, halve=(1, 2, 3)) for c in (64, 128, 256)},
+    # for pictures alone
+    "1x32x32": replace(REFERENCE, patch=2, flat=5, halve=(), window=1, omni=False, frames=1),
 }
-for channels in (64, 128, 256):
-    PRESETS[f"8x32x32_c{channels}"] = replace(
-        REFERENCE,
-        channels=channels,
-        widths=WIDE,
-        blocks=(2, 2, 2, 2),
-        patch=4,
-        flat=1,
-        halve=(1, 2, 3),
-    )
-# for pictures alone
-PRESETS["1x32x32"] = replace(REFERENCE, patch=2, flat=5, halve=(), window=1, omni=False, frames=1)
 
 
 class Encoder(nn.Module):

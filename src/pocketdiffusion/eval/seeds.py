@@ -1,6 +1,6 @@
 """Several runs with several seeds, kept on the disk: means, intervals, differences.
 
-    found = collect(folder, arms, seeds, run, settings)      run(arm, seed) -> {measure: number}
+    found = collect(folder, arms, seeds, run, shared)        run(arm, seed) -> {measure: number}
     mean, half = interval(values)                      of a t distribution, 95 %; half is None for one value
     difference(found, "a", "b", "psnr")           of the same seeds: what a seed does to both drops out
 
@@ -10,7 +10,8 @@ A claim holds or fails when the interval of the paired difference leaves out zer
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import asdict
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
@@ -36,19 +37,24 @@ def told(values: Sequence[float], digits: int = 2) -> str:
     return f"{middle:.{digits}f}" + ("" if half is None else f" +- {half:.{digits}f}")
 
 
+def settings(args: Any, may_change: Set[str]) -> dict[str, Any]:
+    """What two runs must share to be compared: all of ``args`` but those, the place and the device."""
+    return {k: v for k, v in asdict(args).items() if k not in may_change | {"out", "device", "bf16"}}
+
+
 def collect(
     folder: Path,
     arms: Iterable[str],
     seeds: Iterable[int],
     run: Callable[[str, int], Mapping[str, float]],
-    settings: Mapping[str, Any],
+    shared: Mapping[str, Any],
 ) -> Found:
     """Every arm with every seed, seed by seed; what was measured before is read and not run again.
 
-    ``settings`` stand beside the numbers: those of others are refused, for they compare with nothing here.
+    ``shared`` settings stand beside the numbers; a run with others is refused, for it compares with nothing.
     """
     arms = list(arms)
-    asked = json.loads(json.dumps(dict(settings), default=str))
+    asked = json.loads(json.dumps(dict(shared), default=str))
     found: Found = {arm: {} for arm in arms}
     for seed in seeds:
         for arm in arms:

@@ -7,13 +7,13 @@
 Every run is kept (OUT/ARM-SEED.json) and not repeated. Of a seed, all arms see the same clips and noise; the
 arms that change a loss begin with the same weights too. ``perceptual`` and ``frechet`` are judged by the
 network that the arm of that name learns from, and ``cycle`` is what latent consistency asks for: neither is
-neutral. Expected: see docs/results.md (claims of H3AE).
+neutral. Not run in full yet: docs/results.md (claims).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ..bench.table import text
 from ..data.motion import Clips
 from ..device import bf16, choose
 from ..eval.reconstruction import scene_maps
-from ..eval.seeds import against, collect, table
+from ..eval.seeds import against, collect, settings, table
 from ..eval.spectrum import curves
 from ..methods.autoencode import Autoencode, Term, Weighed
 from ..methods.consistency import latent_kl, latent_mse
@@ -133,11 +133,6 @@ def trained(arm: str, seed: int, args: Args, device: torch.device) -> dict[str, 
         return {**found, "high": spectra["latents"].high, "high_sampled": spectra["sampled"].high}
 
 
-def same(args: Args) -> dict[str, Any]:
-    """What two runs must share to be compared."""
-    return {k: v for k, v in asdict(args).items() if k not in MAY_CHANGE | {"out", "device", "bf16"}}
-
-
 def held_out(args: Args, device: torch.device) -> Iterable[Tensor]:
     clips = Clips(WORLD, min(args.held_out, 8), args.size, args.frames, device)
     return (clips(10**6 + 1, i).x for i in range(max(1, args.held_out // 8)))
@@ -151,7 +146,11 @@ def main(args: Args) -> None:
     device = choose(args.device)
     arms = dict.fromkeys((args.control, *args.arms))
     found = collect(
-        args.out, arms, args.seeds, lambda arm, seed: trained(arm, seed, args, device), same(args)
+        args.out,
+        arms,
+        args.seeds,
+        lambda arm, seed: trained(arm, seed, args, device),
+        settings(args, MAY_CHANGE),
     )
     print(text(table(found, MEASURES)))
     if len(arms) > 1:

@@ -6,7 +6,7 @@
 
 Ours and diffusers' classes in their published configurations, all with random weights: what they compute does
 not depend on them. Every row has channels and compression beside it, for numbers at unequal ones say little.
-Expected: see docs/results.md (autoencoders, speed). Ends with OUT/speed.json.
+Counts are in docs/results.md (autoencoders), times not yet. Ends with OUT/speed.json.
 """
 
 from __future__ import annotations

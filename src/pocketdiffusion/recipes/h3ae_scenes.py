@@ -6,8 +6,7 @@
 
 One batch in four is pictures, the others are clips of 1 + 4 k frames. The decoder is told the first frame in
 half of the rows (the omni objective), and the latent-consistency loss grows over the first tenth of the
-steps; these are our choices where the paper is silent. Expected: see docs/results.md (video autoencoder).
-Ends with OUT/vae.
+steps; these are our choices where the paper is silent. Not run in full yet. Ends with OUT/vae.
 """
 
 from __future__ import annotations

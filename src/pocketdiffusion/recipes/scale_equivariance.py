@@ -6,13 +6,13 @@
 Arms: ``original``; ``control``, fine-tuned as long without the term; ``se``, with it; ``eq``, with EQ-VAE's
 rule instead. Of each: PSNR, the equivariance error, the share of high frequencies in its latents, and the
 Frechet distance of a small DiT trained from scratch on them for equal steps. Every run is kept and not
-repeated. Claims rest on ``se`` against ``control``; ``original`` is one network whatever the seed. Expected:
-see docs/results.md (claims of Diffusability). Ends with OUT/ARM-SEED/vae and OUT/spectra.svg.
+repeated. Claims rest on ``se`` against ``control``; ``original`` is one network whatever the seed. Not run
+in full yet: docs/results.md (claims). Ends with OUT/ARM-SEED/vae and OUT/spectra.svg.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from ..device import bf16, choose
 from ..eval.frechet import Gaussian, frechet
 from ..eval.plots import lines
 from ..eval.reconstruction import measure
-from ..eval.seeds import against, collect, table
+from ..eval.seeds import against, collect, settings, table
 from ..eval.spectrum import curves, equivariance_error
 from ..methods.autoencode import Autoencode, Weighed
 from ..methods.equivariance import eq_vae, scale_equivariance
@@ -168,7 +168,7 @@ def main(args: Args) -> None:
     if spread.world() > 1:
         raise ValueError("scale_equivariance runs in one process; start several with other --seeds")
     device = choose(args.device)
-    same = {k: v for k, v in asdict(args).items() if k not in MAY_CHANGE | {"out", "device", "bf16"}}
+    same = settings(args, MAY_CHANGE)
     found = collect(args.out, args.arms, args.seeds, lambda arm, seed: judged(arm, seed, args, device), same)
     measures = {m: d for m, d in MEASURES.items() if args.dit_steps or m != "frechet_dit"}
     print(text(table(found, measures)))

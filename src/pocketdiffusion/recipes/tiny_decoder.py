@@ -5,7 +5,7 @@
 
 --vae may be one of ours or of diffusers. The target is the picture, and what the big decoder makes of the
 same latent (as TAESD does); --perceptual adds the distance that SceneNet sees, for the scenes world.
-Expected: see docs/results.md (tiny decoder). Ends with OUT/decoder.
+Not run in full yet. Ends with OUT/decoder.
 """
 
 from __future__ import annotations
