@@ -163,18 +163,35 @@ def test_kill_dash_nine(tiny, tmp_path):
     assert same(state["ema"], whole.ema.state_dict())
 
 
-@pytest.mark.slow
-def test_two_processes_are_one_with_twice_the_batch(tiny, tmp_path):
+def two_processes(tiny, folder, *words):
+    """What tiny.py leaves in ``folder`` when torchrun starts it twice."""
     from safetensors.torch import load_file
 
-    run = python(
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tiny.__file__, tmp_path, 10, 0
-    )
+    run = python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tiny.__file__, *words)
     assert run.wait(timeout=120) == 0
-    ranks = [load_file(tmp_path / f"rank-{i}.safetensors") for i in range(2)]
-    assert same(*ranks)
+    return [load_file(p) for p in sorted(folder.glob("rank-*.safetensors"))]
+
+
+def alone(tiny, steps, folder=None):
+    """One process with batches twice as big; its averaged weights."""
     net = tiny.Net()
-    alone = tiny.train(
-        None, 10, net, tiny.Regress(net, noise=0.0), tiny.sgd(net.head.parameters()), accumulate=2
-    )
-    torch.testing.assert_close(ranks[0], tiny.weights(alone), atol=1e-6, rtol=1e-5)
+    state = tiny.train(folder, steps, net, tiny.Regress(net, noise=0.0), accumulate=2)
+    with state.averaged():
+        return tiny.weights(state)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_twice_the_batch(tiny, tmp_path):
+    ranks = two_processes(tiny, tmp_path, tmp_path, 10, 0)
+    assert len(ranks) == 2 and same(*ranks)
+    torch.testing.assert_close(ranks[0], alone(tiny, 10), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_split_weights_train_as_whole_ones_and_any_number_resumes(tiny, tmp_path):
+    (first,) = two_processes(tiny, tmp_path, tmp_path, 10, 0, "split")
+    torch.testing.assert_close(first, alone(tiny, 10), atol=1e-6, rtol=1e-5)
+    # one process goes on from what two have saved, and two from what one has
+    torch.testing.assert_close(alone(tiny, 13, tmp_path), alone(tiny, 13), atol=1e-6, rtol=1e-5)
+    (last,) = two_processes(tiny, tmp_path, tmp_path, 16, 0, "split")
+    torch.testing.assert_close(last, alone(tiny, 16), atol=1e-6, rtol=1e-5)

@@ -1,6 +1,7 @@
 """A run small enough to be killed many times: a module for the tests, and a script.
 
 python tiny.py FOLDER STEPS PAUSE          with torchrun: every process also writes FOLDER/rank-N.safetensors
+python tiny.py FOLDER STEPS PAUSE split    with torchrun: split over the processes, and saved on the way
 """
 
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pocketdiffusion.train import spread
+from pocketdiffusion.train import shard, spread
 from pocketdiffusion.train.fit import Run, State, fit
 from pocketdiffusion.train.optimisers import adamw, warmup_cosine
 from pocketdiffusion.types import Batch
@@ -75,19 +76,25 @@ def weights(state):
     return {k: v.clone() for k, v in state.networks["net"].state_dict().items()}
 
 
-def main(folder: Path, steps: int, pause: float) -> None:
+def main(folder: Path, steps: int, pause: float, split: str = "") -> None:
     torch.set_num_threads(1)
     if spread.world() == 1:
         train(folder, steps, hooks=[lambda _: time.sleep(pause)], save_every=2)
         return
-    # every process starts from weights of its own, to see that fit makes them agree
+    # every process starts from weights of its own, to see that they are made to agree
     net = Net(seed=1 + spread.rank())
-    state = train(None, steps, net, Regress(net, noise=0.0), sgd(net.head.parameters()))
+    if split:
+        shard.shard(net)
+    optimiser = adamw(net.head.parameters(), 1e-2)
+    state = train(folder if split else None, steps, net, Regress(net, noise=0.0), optimiser, save_every=6)
     from safetensors.torch import save_file
 
-    save_file(weights(state), folder / f"rank-{spread.rank()}.safetensors")
+    with state.averaged():
+        found = shard.whole(dict(net.state_dict()))
+        if spread.rank() == 0 or not split:
+            save_file(found, folder / f"rank-{spread.rank()}.safetensors")
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:])

@@ -223,10 +223,10 @@ TRAIN_WORLD = replace(
     EVAL_WORLD,
     held_out=HELD_OUT,
     empty=0.01,
-    groups=(0.35, 0.62, 0.03),
+    groups=(0.27, 0.71, 0.02),
     singles=0.8,
     textured=0.1,
-    tell_colour=0.3,
+    tell_colour=0.2,
     tell_backdrop=0.2,
-    tell_relation=0.4,
+    tell_relation=0.3,
 )

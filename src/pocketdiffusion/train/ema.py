@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .shard import split
+
 
 class Ema:
     """Shadows of all trainable parameters of ``networks``; buffers follow the networks themselves."""
@@ -51,4 +53,4 @@ class Ema:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for key, value in self.shadow.items():
-            value.copy_(state[key])
+            value.copy_(split(state[key], value))

@@ -19,10 +19,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ..types import Batch, Method
-from . import checkpoint, spread
+from . import checkpoint, shard, spread
 from .ema import Ema
 from .log import Log
 from .optimisers import Schedule
@@ -93,10 +94,13 @@ def every(n: int, hook: Hook) -> Hook:
 
 
 def only(players: Mapping[str, Sequence[nn.Parameter]], who: Sequence[str]) -> None:
-    """Gradients for the parameters of ``who`` alone."""
+    """Gradients for the parameters of ``who`` alone.
+
+    Split parameters keep theirs: FSDP2 fixes at the first call which of them get gradients.
+    """
     for parameters in players.values():
         for p in parameters:
-            p.requires_grad_(False)
+            p.requires_grad_(isinstance(p, DTensor))
     for name in who:
         for p in players[name]:
             p.requires_grad_(True)
@@ -116,7 +120,8 @@ def fingerprint(networks: Mapping[str, nn.Module], players: Mapping[str, Sequenc
         for key, p in network.named_parameters():
             if id(p) not in owned:
                 digest.update(f"{name}.{key}".encode())
-                digest.update(p.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+                held = shard.local(p.detach()).cpu().reshape(-1)
+                digest.update(held.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -164,7 +169,7 @@ def restore(state: State, optimisers: Mapping[str, Optimizer], data: Data, saved
         raise ValueError(f"{state.run.folder} was trained with seed {saved['seed']}, not {state.run.seed}")
     for k, network in state.networks.items():
         try:
-            network.load_state_dict(saved["networks"][k])
+            shard.load(network, saved["networks"][k])
         except (RuntimeError, KeyError):
             raise ValueError(
                 f"{state.run.folder} holds a run of another {k}; name another folder or remove it"
@@ -174,7 +179,7 @@ def restore(state: State, optimisers: Mapping[str, Optimizer], data: Data, saved
         state.ema.load_state_dict(saved["ema"] or state.ema.live)
     for k, optimiser in optimisers.items():
         rates = [group["initial_lr"] for group in optimiser.param_groups]
-        optimiser.load_state_dict(saved["optimisers"][k])
+        shard.load_optimiser(optimiser, saved["optimisers"][k])
         # the learning rate is the caller's: it may be changed between two parts of a run
         for group, rate in zip(optimiser.param_groups, rates):
             group["initial_lr"] = rate
@@ -206,14 +211,16 @@ def turn(state: State, who: str, data: Data, optimiser: Optimizer, rate: float) 
             for key, value in losses.items():
                 total[f"{who}/{key}"] = total.get(f"{who}/{key}", 0.0) + value.detach() / run.accumulate
     spread.average(parameters)
-    total[f"{who}/grad"] = torch.nn.utils.clip_grad_norm_(parameters, run.clip or float("inf"))
+    total[f"{who}/grad"] = shard.clip(parameters, run.clip or float("inf"))
     if bad := [k for k, v in total.items() if not torch.isfinite(v)]:
         raise Diverged(f"{bad[0]} is not finite at step {state.step}; lower the learning rate or the clip")
     for group in optimiser.param_groups:
         group["lr"] = group["initial_lr"] * rate
     optimiser.step()
-    for p in parameters:
-        p.grad = None
+    # of all players: what is split had gradients in another's turn too
+    for owned in state.method.players.values():
+        for p in owned:
+            p.grad = None
     return total
 
 
@@ -270,8 +277,10 @@ def fit(
 
     def save() -> None:
         nonlocal written
-        if run.home and written != state.step and spread.rank() == 0:
-            checkpoint.save(run.home, state.step, snapshot(state, optimisers, data), run.keep)
+        if run.home and written != state.step:
+            taken = shard.whole(snapshot(state, optimisers, data))
+            if spread.rank() == 0:
+                checkpoint.save(run.home, state.step, taken, run.keep)
         written = state.step
 
     try:

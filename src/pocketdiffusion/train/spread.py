@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 -m pocketdiffusion train scenes_teacher
 
-Every process draws its own batch (rank is part of the seed) and holds the whole model.
+Every process draws its own batch (rank is part of the seed) and holds the whole model, or its share of it
+(shard.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 
 
 def rank() -> int:
@@ -31,10 +33,12 @@ def start(device: torch.device | str = "cpu") -> None:
 
 
 def average(parameters: Sequence[nn.Parameter]) -> None:
-    """Mean of the gradients over all processes, as one flat message."""
+    """Mean of the gradients over all processes, as one flat message; split ones are averaged already."""
     if world() == 1:
         return
-    grads = [p.grad for p in parameters if p.grad is not None]
+    grads = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
+    if not grads:
+        return
     flat = torch.cat([g.flatten() for g in grads])
     dist.all_reduce(flat)
     flat /= world()
@@ -46,7 +50,8 @@ def agree(tensors: Sequence[Tensor]) -> None:
     """Give every process the first one's values (at the start, and after loading)."""
     if world() > 1:
         for t in tensors:
-            dist.broadcast(t.detach(), 0)
+            if not isinstance(t, DTensor):
+                dist.broadcast(t.detach(), 0)
 
 
 def any_of(flag: bool) -> bool:
