@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import store
+from .data.latents import weights_hash
 from .diffusion import times
 from .diffusion.guidance import cfg
 from .diffusion.samplers import STEPS, Step, run
@@ -74,14 +75,21 @@ class Schedule:
         return times.few_step(self.times) if self.times else times.grid(self.steps, self.shift)
 
 
+def shipped() -> dict[str, Path]:
+    """What is shipped, by name: pipelines, and autoencoders by themselves (NAME/vae)."""
+    alone = {p.parent.parent.name: p.parent for p in SHIPPED.glob("*/vae/config.json")}
+    return alone | {p.parent.name: p for p in SHIPPED.glob("*/pipeline")}
+
+
 def find(name: str | Path) -> Path:
-    """A shipped name or a folder."""
+    """A folder, or what is shipped under a name: a pipeline's folder, else an autoencoder's."""
     folder = Path(name)
     if any((folder / known).exists() for known in ("model_index.json", "config.json")):
         return folder
-    if (shipped := SHIPPED / str(name) / "pipeline").is_dir():
-        return shipped
-    names = sorted(p.parent.name for p in SHIPPED.glob("*/pipeline"))
+    known = shipped()
+    if str(folder) in known:
+        return known[str(folder)]
+    names = [k if p.name == "pipeline" else f"{k} (an autoencoder)" for k, p in sorted(known.items())]
     raise ValueError(
         f"no pipeline {str(name)!r}: give a folder or one of {', '.join(names) or '(none shipped)'}"
     )
@@ -95,19 +103,42 @@ def matched(folder: Path, parts: dict[str, Any], tokens: int) -> None:
     if model.text != text.dim:
         raise ValueError(f"{folder}: the transformer reads text of width {model.text}, not {text.dim}")
     if "decoder" in parts:
-        fitting(folder, parts["decoder"], vae)
+        fitting(folder, parts["decoder"], parts["vae"])
     if tokens > text.vocab:
         raise ValueError(f"{folder}: the tokenizer has {tokens} tokens, the text encoder {text.vocab}")
 
 
+def latents_hash(vae: nn.Module) -> str:
+    """32 hex digits over all that decides what latents are: every tensor that is not a decoder's.
+
+    Of values as fp16, so that an autoencoder that was stored so is still the same.
+    """
+    side = nn.Module()
+    for name, value in vae.state_dict().items():
+        if not {"decoder", "post_quant_conv"} & set(name.split(".")):
+            side.register_buffer(name.replace(".", "/"), value.half() if value.is_floating_point() else value)
+    return weights_hash(side)
+
+
 def fitting(source: Any, decoder: Any, vae: Any) -> None:
-    """Whether ``decoder`` reads the latents of an autoencoder with config ``vae``."""
+    """Whether ``decoder`` reads the latents of ``vae``; by sizes alone where it does not say whose."""
     for name in ("channels", "factor"):
-        found, wanted = getattr(decoder.config, name, None), getattr(vae, name)
+        found, wanted = getattr(decoder.config, name, None), getattr(vae.config, name)
         if found is None or not hasattr(decoder, "decode"):
             raise ValueError(f"{source}: a {type(decoder).__name__}, expected a decoder of latents")
         if found != wanted:
             raise ValueError(f"{source}: the decoder has {name} {found}, the vae {wanted}")
+    whose = getattr(decoder.config, "latents", "")
+    if whose and whose != (ours := latents_hash(vae)):
+        raise ValueError(f"{source}: reads latents of autoencoder {whose[:8]}, the vae's are of {ours[:8]}")
+
+
+def same_latents(name: str, vae: nn.Module, other_name: str, other: nn.Module) -> None:
+    """ValueError when two autoencoders make different latents; their decoders may differ."""
+    mine, theirs = latents_hash(vae)[:8], latents_hash(other)[:8]
+    if mine != theirs:
+        made = f"{name} expects latents of autoencoder {mine}, {other_name} of {theirs}"
+        raise ValueError(f"{made}; both must share one latent space")
 
 
 class Decoder(nn.Module):
@@ -163,6 +194,8 @@ class Pipeline:
     def from_pretrained(cls, name: str | Path, decoder: str | Path | None = None) -> Pipeline:
         """A shipped pipeline by name, or a folder in the diffusers layout. ``decoder``: another one's."""
         folder = find(name)
+        if not (folder / "model_index.json").exists():
+            raise ValueError(f"{name}: a network by itself, expected a pipeline (with model_index.json)")
         index = store.read_json(folder / "model_index.json")
         if missing := [c for c in (*COMPONENTS, "tokenizer", "scheduler") if c not in index]:
             raise ValueError(f"{folder / 'model_index.json'}: no component {missing[0]!r}")
@@ -173,7 +206,7 @@ class Pipeline:
                 raise ValueError(f"{folder / c}: holds a {type(parts[c]).__name__}, expected {index[c][-1]}")
         if decoder:
             parts["decoder"] = store.load(Path(decoder))
-            fitting(decoder, parts["decoder"], parts["vae"].config)
+            fitting(decoder, parts["decoder"], parts["vae"])
         text = parts["text_encoder"]
         text.tokenizer = Tokenizer.load(folder / "tokenizer", text.config.length)
         matched(folder, parts, len(text.tokenizer))

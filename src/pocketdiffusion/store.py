@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # _class_name -> (module, weights file)
 KINDS: dict[str, tuple[str, str]] = {
     "DiT": ("models.dit", "diffusion_pytorch_model"),
+    "UNet": ("models.unet", "diffusion_pytorch_model"),
     "AutoencoderKL": ("autoencoders.kl", "diffusion_pytorch_model"),
     "H3AE": ("autoencoders.h3ae", "diffusion_pytorch_model"),
     "TinyDecoder": ("autoencoders.tiny", "diffusion_pytorch_model"),

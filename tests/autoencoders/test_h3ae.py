@@ -10,6 +10,7 @@ from pocketdiffusion.nn.attention.causal import CausalAttention, CausalBlocks, C
 from pocketdiffusion.nn.causal import CausalConv, CausalResBlock, Chain, Frames, TimeDown, TimeUp, chunks
 from pocketdiffusion.nn.conv import ResBlock
 from pocketdiffusion.nn.rope import angles, grid, rotate
+from pocketdiffusion.nn.taps import tap
 
 
 def noisy(net):
@@ -134,6 +135,42 @@ def test_frames_do_not_see_later_latents(net, clip):
     x, other = net.decode(z), net.decode(changed)
     torch.testing.assert_close(x[:, :, :5], other[:, :, :5], atol=1e-6, rtol=0)
     assert not torch.allclose(x[:, :, 5], other[:, :, 5])
+
+
+LEVELS = [f"{side}.levels.{i}" for side in ("encoder", "decoder") for i in range(5)]
+PARTS = ["encoder.stem", "encoder.down.3.0", "encoder.attend.blocks.0.attn", "encoder.head"]
+PARTS += ["decoder.attend", "decoder.up.2", "decoder.levels.3.0.conv1", "decoder.tail"]
+
+
+@torch.no_grad()
+def test_taps_see_every_level_and_change_nothing(net, clip):
+    """The plain path calls every part as a module; the stream, which does not, gives the same bits."""
+    x, first = clip, clip[:, :, 0]
+    y, seen = tap(net, [*LEVELS, *PARTS])(x, first)
+    assert set(seen) == {*LEVELS, *PARTS}
+    z = net.encode(x)
+    assert torch.equal(y, net.decode(z, first)) and torch.equal(y, net.stream_decode(z, None, first)[0])
+    assert torch.equal(z, net.stream_encode(x)[0])
+    sides = {name: tuple(seen[name].shape[-3:]) for name in LEVELS}
+    assert [sides[f"encoder.levels.{i}"] for i in (0, 2, 3, 4)] == [
+        (13, 32, 64),
+        (13, 8, 16),
+        (13, 4, 8),
+        (7, 2, 4),
+    ]
+    # features of the clip, though those of the first frame pass the same levels
+    assert all(sides[f"decoder.levels.{i}"] == sides[f"encoder.levels.{i}"] for i in range(5))
+
+
+@torch.no_grad()
+def test_numbers_are_those_of_the_first_version():
+    """Means of absolute outputs of a seeded network, from before the plain path and the stream parted."""
+    torch.manual_seed(0)
+    net = noisy(H3AE(PRESETS["smoke"]))
+    x = torch.rand(2, 3, 13, 32, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    z = net.encode(x)
+    found = [v.double().abs().mean().item() for v in (z, net.decode(z), net.decode(z, x[:, :, 0]))]
+    assert found == pytest.approx([0.205816, 0.240456, 0.240867], rel=1e-4)
 
 
 @torch.no_grad()

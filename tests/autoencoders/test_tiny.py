@@ -1,12 +1,18 @@
 """The spec's counts, TAESD's, clips, and decoders put on other autoencoders."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from pocketdiffusion import store
+from pocketdiffusion.autoencoders.h3ae import H3AE
+from pocketdiffusion.autoencoders.h3ae import PRESETS as H3AES
 from pocketdiffusion.autoencoders.kl import PRESETS as KL
 from pocketdiffusion.autoencoders.kl import AutoencoderKL
 from pocketdiffusion.autoencoders.tiny import PRESETS, Config, Grafted, TinyDecoder, count
 from pocketdiffusion.nn.causal import chunks
+from pocketdiffusion.pipeline import Pipeline, latents_hash
 
 
 @pytest.mark.parametrize(
@@ -77,3 +83,46 @@ def test_what_does_not_fit_is_refused():
         Grafted(vae, TinyDecoder(Config(4, (8, 8, 8, 8), (1, 1, 1, 1), groups=8)))
     with pytest.raises(ValueError, match="5 channels, expected 4"):
         TinyDecoder(PRESETS["smoke"]).decode(torch.zeros(1, 5, 4, 4))
+
+
+def test_the_preset_for_clips_of_scenes_fits_their_autoencoder():
+    ours, theirs = PRESETS["scenes_clips"], H3AES["scenes"]
+    for name in ("channels", "factor", "time_factor"):
+        assert getattr(ours, name) == getattr(theirs, name)
+
+
+@torch.no_grad()
+def test_whose_latents_depends_on_the_encoder_alone(tmp_path):
+    torch.manual_seed(0)
+    nets = [AutoencoderKL(KL["smoke"]), H3AE(H3AES["smoke"])]
+    for net in nets:
+        before = latents_hash(net)
+        store.save(net, tmp_path / "half", torch.float16)
+        assert latents_hash(store.load(tmp_path / "half")) == before
+        net.decoder.requires_grad_(False)
+        next(net.decoder.parameters()).add_(1)
+        assert latents_hash(net) == before
+        net.scale.mul_(2)
+        scaled = latents_hash(net)
+        next(net.encoder.parameters()).add_(1)
+        assert len({before, scaled, latents_hash(net)}) == 3
+
+
+def test_a_decoder_of_another_autoencoder_is_refused(tiny_folder, tmp_path):
+    config = Config(4, (8, 8, 8), (1, 1, 1), groups=8)
+    ours = latents_hash(store.load(tiny_folder / "vae"))
+    torch.manual_seed(7)
+    theirs = latents_hash(AutoencoderKL(KL["smoke"]))
+    for name, whose in {"ours": ours, "theirs": theirs, "nobody": ""}.items():
+        store.save(TinyDecoder(replace(config, latents=whose)), tmp_path / name)
+    for name in ("ours", "nobody"):
+        pipe = Pipeline.from_pretrained(tiny_folder, tmp_path / name)
+        assert type(pipe.decoder).__name__ == "TinyDecoder"
+    message = f"theirs: reads latents of autoencoder {theirs[:8]}, the vae's are of {ours[:8]}$"
+    with pytest.raises(ValueError, match=message):
+        Pipeline.from_pretrained(tiny_folder, tmp_path / "theirs")
+    # and in a pipeline that was saved with it
+    pipe.decoder.config = replace(config, latents=theirs)
+    pipe.save_pretrained(tmp_path / "whole")
+    with pytest.raises(ValueError, match=message.replace("theirs", "whole", 1)):
+        Pipeline.from_pretrained(tmp_path / "whole")

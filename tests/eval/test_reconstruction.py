@@ -13,10 +13,12 @@ from pocketdiffusion.autoencoders import kl
 from pocketdiffusion.eval import features
 from pocketdiffusion.eval.frechet import frechet
 from pocketdiffusion.eval.reconstruction import (
+    by_frame,
     flicker,
     frames,
     lpips,
     measure,
+    moving,
     perceptual,
     psnr,
     reconstruct,
@@ -206,6 +208,33 @@ def test_measure_of_clips(time_factor):
     assert found["psnr"] == pytest.approx(26.02, abs=0.01)
 
 
+def test_psnr_by_distance_in_time():
+    x = torch.zeros(2, 3, 3, 4, 4)
+    error = torch.tensor([[0.2, 0.02, 0.2], [0.2, 0.02, 0.02]])
+    found = by_frame(x, x + error[:, None, :, None, None])
+    torch.testing.assert_close(found, torch.tensor([20.0, 40.0, 30.0]))
+
+
+def test_features_of_clips_are_means_and_changes():
+    rows = torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 5.0], [0.0, 0.0], [0.0, 0.0], [0.0, 3.0]])
+    torch.testing.assert_close(moving(rows, 3), torch.tensor([[2, 5 / 3, 1.5, 2.5], [0, 1, 0, 1.5]]))
+
+
+def test_a_distance_of_clips_sees_what_frames_do_not(network):
+    """Frames in another order: the same pictures, another movement."""
+
+    class Shuffled(Brighter):
+        def decode(self, z, first=None):
+            return super().decode(z)[:, :, [0, 2, 4, 1, 3]]
+
+    x = torch.linspace(-0.5, 0.5, 5).view(1, 1, 5, 1, 1) + 0.2 * blocks(6, 3, 5, 8, 8)
+    found = measure(Shuffled(time_factor=4), [x[:4], x[4:]], lambda x: x.mean((2, 3)))
+    assert found["frechet"] == pytest.approx(0, abs=1e-6) and found["frechet_clips"] > 0.01
+    same = measure(Brighter(time_factor=4), [x], network)
+    assert same["frechet_clips"] == pytest.approx(0, abs=1e-3)
+    assert "frechet_clips" not in measure(Brighter(time_factor=4), [x[:1]], network)
+
+
 def test_pictures_are_clips_of_one_frame_to_an_autoencoder_of_clips():
     model = Brighter(time_factor=4)
     found = measure(model, [blocks(2, 3, 8, 8)])
@@ -252,18 +281,29 @@ def fake(monkeypatch, build):
     monkeypatch.setitem(sys.modules, "torchmetrics.image", module)
 
 
-def test_lpips_is_a_distance_per_picture(monkeypatch):
+def test_lpips_is_a_distance_per_picture_and_trains_pixels_alone(monkeypatch):
+    class Net(torch.nn.Module):
+        """Of random weights."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3, padding=1, bias=False)
+
+        def forward(self, x, y):
+            return (self.conv(x) - self.conv(y)).square().mean((1, 2, 3), keepdim=True)
+
     class Metric:
         def __init__(self, network):
             assert network == "vgg"
+            self.net = Net()
 
         def to(self, device):
             return self
 
-        def net(self, x, y):
-            return (x - y).abs().mean((1, 2, 3), keepdim=True)
-
     fake(monkeypatch, Metric)
     x = torch.zeros(2, 3, 4, 4)
-    distance = lpips("vgg")(x, x + torch.tensor([0.0, 0.5])[:, None, None, None])
-    assert distance.tolist() == [0, 0.5]
+    y = x + torch.tensor([0.0, 0.5])[:, None, None, None]
+    distance = lpips("vgg")(x, y.requires_grad_())
+    assert distance.shape == (2,) and distance[0] == 0 < distance[1]
+    distance.sum().backward()
+    assert not y.grad[0].any() and y.grad[1].any()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pocketdiffusion.eval.seeds import against, collect, difference, interval, table, told
+from pocketdiffusion.eval.seeds import against, collect, difference, interval, settled, table, told
 
 
 def test_interval_is_students():
@@ -38,3 +38,11 @@ def test_nothing_is_run_twice(tmp_path):
 def test_what_an_arm_has_not_is_a_dash(tmp_path):
     found = collect(tmp_path, ("a", "b"), [0, 1], lambda arm, seed: {"x": 1.0} if arm == "a" else {}, {})
     assert table(found, {"x": 1})[1]["x"] == "-" and against(found, "a", {"x": 1})[0]["x"] == "-"
+
+
+def test_a_folder_is_of_one_kind_of_settings(tmp_path):
+    settled(tmp_path / "new", {"side": 32, "pairs": ("a", "b")})
+    settled(tmp_path / "new", {"side": 32, "pairs": ("a", "b")})
+    with pytest.raises(ValueError, match="new: was run with another side"):
+        settled(tmp_path / "new", {"side": 64, "pairs": ("a", "b")})
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["settings.json"]

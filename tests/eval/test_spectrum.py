@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from pocketdiffusion.autoencoders import kl
 from pocketdiffusion.data.photos import Photos
-from pocketdiffusion.eval.spectrum import Spectrum, curves, dct, equivariance_error, matrix, zigzag
+from pocketdiffusion.eval.spectrum import Spectrum, curves, equivariance_error, zigzag
+from pocketdiffusion.methods.chopping import dct, matrix
 from pocketdiffusion.methods.equivariance import resized
 
 

@@ -5,13 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from pocketdiffusion import store
 from pocketdiffusion.autoencoders import h3ae, kl, tiny
 from pocketdiffusion.cli.main import guarded
+from pocketdiffusion.export import streams
+from pocketdiffusion.export.parity import relative
 from pocketdiffusion.export.rewrite import TIME, rewritten
-from pocketdiffusion.export.streams import FILE, agreed, chained, export, programs
+from pocketdiffusion.export.streams import FILE, agreed, chained, export, probes, programs, shown
 from pocketdiffusion.nn.causal import CausalConv, TimeDown
+from pocketdiffusion.pipeline import SHIPPED
 
 SMALL = replace(
     h3ae.PRESETS["smoke"], widths=(8, 16), blocks=(1, 1), flat=1, halve=(0, 1), mlp=32, side=16, window=3
@@ -101,3 +105,97 @@ def test_the_command(tmp_path, capsys):
     assert (tmp_path / "out" / "decoder.onnx").exists()
     assert guarded(["export", str(tmp_path / "decoder"), "--target", "web", "-o", str(tmp_path / "no")]) == 2
     assert not (tmp_path / "no").exists()
+
+
+@torch.no_grad()
+def test_probes_are_what_pictures_make_of_every_input():
+    vae = kl.AutoencoderKL(kl.PRESETS["smoke"]).eval()
+    x = shown(vae, 32)
+    assert x.shape == (16, 3, 32, 32) and torch.equal(x, shown(vae, 32))
+    found = probes(programs(vae, 32), x, 1)
+    assert torch.equal(torch.cat([p["x"] for p in found["encoder"]]), x)
+    z = torch.cat([p["z"] for p in found["decoder"]])
+    torch.testing.assert_close(z, vae.encode(x), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_probes_of_clips_carry_the_states_of_streams(clips):
+    x = shown(clips, 16)
+    assert x.shape == (2, 3, 37, 16, 16)
+    found = probes(programs(clips), x[:1, :, :9], 4)
+    # two chunks after the first, decoded untold and told
+    assert {k: len(v) for k, v in found.items()} == {
+        "encoder_first": 1,
+        "encoder_next": 2,
+        "decoder_first": 2,
+        "decoder_next": 4,
+    }
+    assert torch.equal(found["encoder_next"][1]["x"], x[:1, :, 5:9])
+    assert [p["told"].item() for p in found["decoder_first"]] == [0, 1]
+    state = clips.stream_encode(x[:1, :, :5])[1]
+    for name, value in state.items():
+        given = found["encoder_next"][1]["in_" + name.replace(".", "_")]
+        torch.testing.assert_close(given, value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """A runtime that computes by itself, and what it was given to calibrate on."""
+    seen, made = {}, {}
+
+    class Eager:
+        PRECISIONS, SUFFIX = ("int8",), ".eager"
+
+        @staticmethod
+        def write(program, path, precision, bits, probes):
+            seen[program.name], made[path] = probes, program
+            path.write_text(program.name)
+
+        @staticmethod
+        def opened(path):
+            return lambda given: run_one(made[path], given)
+
+        @staticmethod
+        def operators(path):
+            return {}
+
+    monkeypatch.setattr(streams, "target", lambda name: Eager)
+    return seen
+
+
+def test_int8_is_calibrated_on_pictures(clips, written, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (40, 40), (255, 0, 0)).save(folder / "red.png")
+    vae = kl.AutoencoderKL(kl.PRESETS["smoke"])
+    export(vae, tmp_path / "a", precision="int8", size=32)
+    torch.testing.assert_close(torch.cat([p["x"] for p in written["encoder"]]), shown(vae, 32))
+    export(vae, tmp_path / "b", precision="int8", size=32, source=folder)
+    red = torch.tensor([1.0, -1.0, -1.0])[:, None, None]
+    assert all(torch.allclose(p["x"], red.expand(3, 32, 32)) for p in written["encoder"])
+    export(clips, tmp_path / "c", precision="int8")
+    assert len(written["encoder_next"]) == 2 * 9
+    export(tiny.TinyDecoder(tiny.PRESETS["smoke"]), tmp_path / "d", precision="int8")
+    told = [json.loads((tmp_path / n / FILE).read_text())["calibrated"] for n in "abcd"]
+    assert told == ["scenes", str(folder), "scenes", "normal latents"]
+    with pytest.raises(ValueError, match="gone: no such folder"):
+        export(vae, tmp_path / "e", precision="int8", size=32, source=tmp_path / "gone")
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.slow
+def test_pictures_calibrate_better_than_noise(tmp_path):
+    """int8 of the shipped encoder, measured on pictures that calibrated neither."""
+    onnx = pytest.importorskip("pocketdiffusion.export.onnx")
+    pytest.importorskip("onnxruntime")
+    vae = store.load(SHIPPED / "scenes" / "pipeline" / "vae")
+    program, pixels = programs(vae, 32)["encoder"], shown(vae, 32)
+    unseen = [{"x": x} for x in pixels[8:].split(1)]
+    off = {}
+    for name, given in {
+        "pictures": [{"x": x} for x in pixels[:8].split(1)],
+        "noise": [program.inputs],
+    }.items():
+        onnx.write(program, tmp_path / f"{name}.onnx", "int8", None, given)
+        off[name] = relative(program, onnx.opened(tmp_path / f"{name}.onnx"), unseen)
+    assert off["pictures"] < off["noise"]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from pocketdiffusion.autoencoders.h3ae import H3AE
 from pocketdiffusion.autoencoders.h3ae import PRESETS as H3AES
 from pocketdiffusion.autoencoders.kl import PRESETS, AutoencoderKL
-from pocketdiffusion.methods import consistency, equivariance, perceptual, wavelet
+from pocketdiffusion.methods import chopping, consistency, equivariance, perceptual, wavelet
 from pocketdiffusion.methods.autoencode import Autoencode, Pass, Weighed, frames, taught
 from pocketdiffusion.methods.patch_gan import PatchGAN
 from pocketdiffusion.nn.heads import PatchHead
@@ -165,11 +165,53 @@ def test_eq_vae_turns_and_scales_both_alike():
     z = F.avg_pool2d(x, 4)
     for seed in range(10):
         torch.manual_seed(seed)
-        x2, z2 = view(x, z)
+        encoded, change = view(x)
+        x2, z2 = change(x, z)
+        assert encoded is x
         assert x2.shape[-1] == 4 * z2.shape[-1] and 8 / 32 <= z2.shape[-2] / 16 < 1
         # what is decoded is still what is expected
         assert (F.avg_pool2d(x2, 4) - z2).abs().mean() < 0.05
-    assert equivariance.eq_vae(4, often=0.0)(x, z)[0] is x
+    assert equivariance.eq_vae(4, often=0.0, prior=0.0)(x) == (x, None)
+
+
+def test_eq_vae_s_other_branch_makes_pictures_smaller_before_they_are_encoded(net):
+    x = net.example(2)[0]
+    method = Autoencode(net, view=equivariance.eq_vae(4, often=0.0, prior=1.0))
+    torch.manual_seed(0)
+    found = method.run(x)
+    assert found.x.shape[-1] < x.shape[-1] and found.x.shape == found.y.shape
+    assert found.mean.shape[-1] * 4 == found.x.shape[-1]
+    torch.testing.assert_close(found.x, equivariance.resized(x, tuple(found.x.shape[-2:])))
+    often = [equivariance.eq_vae(4)(x) for _ in range(400)]
+    assert sum(change is not None for _, change in often) == pytest.approx(200, abs=50)
+    assert sum(encoded is not x for encoded, _ in often) == pytest.approx(50, abs=30)
+
+
+# -- chopping
+
+
+def test_chopping_removes_diagonals_and_nothing_else():
+    x = torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    torch.testing.assert_close(chopping.undone(chopping.dct(x)), x)
+    left, whole = (chopping.dct(v).flatten(0, -3) for v in (chopping.low(x, 5), x))
+    for u in range(8):
+        for v in range(8):
+            # of the diagonals u + v = 0 .. 14 the last five are gone
+            wanted = whole[:, u, v] if u + v < 10 else torch.zeros((), dtype=x.dtype)
+            torch.testing.assert_close(left[:, u, v], wanted.expand(len(left)))
+    torch.testing.assert_close(chopping.low(x, 0), x)
+
+
+def test_a_decoder_that_keeps_frequencies_apart_has_nothing_to_chop():
+    class Same(nn.Module):
+        def decode(self, z, first=None):
+            return z
+
+    x = torch.randn(2, 3, 16, 16)
+    found = Pass(Same(), x, x, x, x, x)
+    torch.testing.assert_close(chopping.chopping()(found), torch.tensor(0.0))
+    torch.manual_seed(0)
+    assert chopping.chopping()(Pass(Same(), x, x, x, x.flip(0), x)) > 0.1
 
 
 # -- perceptual and wavelet
@@ -183,6 +225,17 @@ def test_perceptual_distance_is_lpips_without_weights():
     x = torch.rand(2, 3, 8, 8)
     assert perceptual.perceptual(maps)(Pass(None, x, x, x, x, x)) == 0
     assert perceptual.perceptual(maps)(Pass(None, x, x, x, x, x.flip(1))) > 0
+
+
+def test_any_distance_of_pictures_is_a_term_and_teaches_the_decoder(net):
+    """As LPIPS is: two batches of frames -> a number each."""
+    clip = torch.rand(2, 3, 4, 8, 8)
+    term = perceptual.judged(lambda a, b: (a - b).square().flatten(1).mean(1))
+    wanted = (clip - clip.flip(2)).square().mean()
+    torch.testing.assert_close(term(Pass(None, clip, clip, clip, clip, clip.flip(2))), wanted)
+    found = through(net, net.example(2)[0])
+    term(found).backward()
+    assert all(p.grad is not None and p.grad.any() for p in net.decoder.parameters())
 
 
 def test_haar_keeps_energy_and_a_constant_is_all_low():
@@ -232,3 +285,13 @@ def test_adversarial_turns_and_losses(net):
     assert all(p.grad is None for p in net.parameters())
     # (a last bias moves real and fake alike)
     assert all(p.grad.any() for p in gan.discriminator.parameters() if p.ndim > 1)
+
+
+def test_a_discriminator_may_come_late(net):
+    gan = PatchGAN(Autoencode(net), PatchHead(width=8), start=10, ahead=4)
+    assert gan.turn(5) == ("autoencoder",)
+    assert gan.turn(6) == gan.turn(10) == ("autoencoder", "discriminator")
+    x = net.example(2)[0]
+    assert "gan" in first(gan, x)
+    gan.turn(9)
+    assert "gan" not in first(gan, x)

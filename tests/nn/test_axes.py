@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pocketdiffusion.nn.axes import find, keep_axes
+from pocketdiffusion.nn.axes import find, keep_axes, width
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,31 @@ def test_an_axis_that_is_none_is_refused(toy, axis):
     """``pixels`` is fixed, and ``depth`` is a field of the config but no axis of a weight."""
     with pytest.raises(ValueError, match=f"Toy has no axis '{axis}'"):
         keep_axes(toy, {axis: [0]})
+
+
+@dataclass(frozen=True)
+class Wide:
+    dims: tuple[int, ...] = (2, 3)
+
+
+class Levels(nn.Module):
+    AXES: ClassVar = {"up.weight": "dims.1 dims.0+dims.1", "up.bias": "2*dims.1"}
+
+    def __init__(self, config: Wide):
+        super().__init__()
+        self.config = config
+        self.up = nn.Linear(sum(config.dims), config.dims[1])
+        self.up.bias = nn.Parameter(torch.randn(2 * config.dims[1]))
+
+
+def test_a_number_names_an_entry_of_a_tuple():
+    """The widths of a network of several levels, two of them side by side in one weight."""
+    model = Levels(Wide())
+    assert width(model.config, "dims.1", None) == 3
+    small = keep_axes(model, {"dims": [[1], [2, 0]]})
+    assert small.config == Wide((1, 2))
+    assert torch.equal(small.up.weight, model.up.weight[[2, 0]][:, [1, 4, 2]])
+    assert torch.equal(small.up.bias, model.up.bias[[2, 0, 5, 3]])
 
 
 def test_an_entry_out_of_range_is_refused(toy):

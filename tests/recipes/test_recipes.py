@@ -187,3 +187,87 @@ def test_autoencoder_speed_counts(tmp_path):
     assert ours["compression"] == peer["compression"] == 192
     assert ours["decode kMACs/px"] < peer["decode kMACs/px"]
     assert rows["diffusers sdxl"]["decode M params"] > 30 * rows["TinyDecoder snapgen_4"]["decode M params"]
+
+
+def test_snapgen_ladder(tiny_folder, tmp_path, capsys):
+    flags = ["--train", "--arms", "mqa", "qk_rope", "--seeds", "0", "--steps", "3", "--batch", "2"]
+    flags += ["--preset", "smoke", "--pipeline", tiny_folder, "--held-out", "2", "--uses", "1"]
+    train("snapgen_ladder", "--out", tmp_path, *flags)
+    rows = {r["step"]: r for r in json.loads((tmp_path / "ladder.json").read_text())}
+    assert rows["low_attention"]["MACs"] == "-16.9 %" and rows["expanded"]["parameters"] == "-15.1 %"
+    assert rows["snapgen_imagenet"]["M parameters"] == 370.3
+    assert json.loads((tmp_path / "qk_rope-0.json").read_text())["loss"] > 0
+    told = capsys.readouterr().out
+    assert "published are 372 M" in told and "qk_rope - mqa" in told
+
+
+def test_snapgen_speed(tmp_path):
+    train("snapgen_speed", "--out", tmp_path, "--models", "smoke", "--side", "8", "--no-memory")
+    rows = json.loads((tmp_path / "speed.json").read_text())
+    assert [r["model"] for r in rows] == ["smoke eager"]
+    assert rows[0]["ms per step"] > 0
+
+
+def test_snapgen_speed_counts_the_peers(tmp_path):
+    pytest.importorskip("diffusers")
+    flags = ["--models", "snapgen", "pixart-alpha-1024", "--side", "32", "--count-only"]
+    train("snapgen_speed", "--out", tmp_path, *flags)
+    ours, theirs = json.loads((tmp_path / "speed.json").read_text())
+    assert round(ours["M parameters"]) == 379 and round(theirs["M parameters"]) == 611
+    assert ours["GMACs"] < theirs["GMACs"]
+
+
+DISTIL = ["--steps", "3", "--batch", "2", "--bf16", "False"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--own-text", "--no-features", "--trust", "cautious"]])
+def test_snapgen_scenes_kd_then_4step(flags, tiny_folder, tmp_path):
+    flags = [*flags, *DISTIL, "--teacher", tiny_folder, "--preset", "smoke", "--look", "2"]
+    train("snapgen_scenes_kd", *flags, "--out", tmp_path / "kd")
+    student = Pipeline.from_pretrained(tmp_path / "kd" / "pipeline")
+    teacher = Pipeline.from_pretrained(tiny_folder)
+    assert type(student.transformer).__name__ == "UNet"
+    ours, theirs = (p.text_encoder.tokens.weight for p in (student, teacher))
+    assert torch.allclose(ours, theirs, atol=1e-3) == ("--own-text" not in flags)
+
+    flags = [*DISTIL, "--teacher", tiny_folder, "--student", tmp_path / "kd" / "pipeline", "--width", "16"]
+    flags += ["--objective", "relativistic", "--r1", "0.1"] if "--own-text" in flags else []
+    train("snapgen_scenes_4step", *flags, "--look", "3", "--out", tmp_path / "few")
+    made = Pipeline.from_pretrained(tmp_path / "few" / "pipeline")
+    assert (made.schedule.sampler, made.schedule.guidance, len(made.schedule.times)) == ("renoise", 1.0, 4)
+    assert made("two green stars")[0].size == (32, 32)
+    # and that one may teach another
+    flags += ["--few-step-teacher", tmp_path / "few" / "pipeline", "--look", "0", "--steps", "1"]
+    train("snapgen_scenes_4step", *flags, "--out", tmp_path / "again")
+
+
+def test_snapgen_scenes_4step_refuses_another_latent_space(tiny_folder, tmp_path, capsys):
+    other = Pipeline.from_pretrained(tiny_folder)
+    other.vae.encoder[0].weight.data += 0.1
+    other.save_pretrained(tmp_path / "other")
+    argv = ["snapgen_scenes_4step", "--student", tmp_path / "other", "--teacher", tiny_folder]
+    assert guarded(["train", *map(str, argv), "--out", str(tmp_path / "run")]) == 2
+    assert "both must share one latent space" in capsys.readouterr().err
+
+
+def test_snapgen_kd_ladder_is_kept_and_not_repeated(tiny_folder, tmp_path, capsys):
+    flags = [*DISTIL, "--out", tmp_path, "--teacher", tiny_folder, "--preset", "smoke", "--seeds", "0"]
+    flags += [
+        "--arms",
+        "task",
+        "output_0.3",
+        "scaled",
+        "--held-out",
+        "32",
+        "--pictures",
+        "32",
+        "--prompts",
+        "0",
+    ]
+    train("snapgen_kd_ladder", *flags)
+    assert "scaled - task" in capsys.readouterr().out
+    kept = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*-0.json")}
+    assert set(kept) == {"task-0.json", "output_0.3-0.json", "scaled-0.json"}
+    train("snapgen_kd_ladder", *flags)
+    assert kept == {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*-0.json")}
+    assert guarded(["train", "snapgen_kd_ladder", "--out", str(tmp_path / "b"), "--arms", "output_x"]) == 2

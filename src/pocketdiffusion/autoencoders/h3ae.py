@@ -93,7 +93,10 @@ class Encoder(nn.Module):
         self.head = CausalConv(c.widths[-1], 2 * c.channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.stream(x)[0]
+        x = self.stem(x)
+        for level, down in zip(self.levels, self.down):
+            x = down(level(x))
+        return self.head(self.norm(self.attend(x)))
 
     def stream(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         after: State = {}
@@ -143,7 +146,20 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, hints: list[Tensor] | None = None, told: Tensor | None = None) -> Tensor:
         """``told`` (B,): 1 in the rows that get the hints, 0 in others; None: all."""
-        return self.stream(z, None, hints, told)[0]
+        added = self.added(hints, told)
+        x = self.attend(self.conv_in(z))
+        for i in reversed(range(len(self.levels))):
+            x = self.up[i](x)
+            x = self.levels[i](x + added[f"hint.{i}"] if added else x)
+        return self.tail(x)
+
+    def added(self, hints: list[Tensor] | None, told: Tensor | None) -> State:
+        """What the levels add to their frames; as a state, because a stream remembers it."""
+        made = [layer(hint) for layer, hint in zip(self.inject, hints or [])]
+        return {
+            f"hint.{i}": hint if told is None else hint * told.view(-1, 1, 1, 1, 1)
+            for i, hint in enumerate(made)
+        }
 
     def stream(
         self,
@@ -153,12 +169,10 @@ class Decoder(nn.Module):
         told: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """``hints`` are given with the first chunk; the state remembers what came of them."""
-        # what the levels add to their frames
-        added = {k: v for k, v in (state or {}).items() if k.startswith("hint.")}
-        if state is None and hints is not None:
-            for i, layer in enumerate(self.inject):
-                hint = layer(hints[i])
-                added[f"hint.{i}"] = hint if told is None else hint * told.view(-1, 1, 1, 1, 1)
+        if state is None:
+            added = self.added(hints, told)
+        else:
+            added = {k: v for k, v in state.items() if k.startswith("hint.")}
         after: State = dict(added)
         x = streamed(self, "conv_in", z, state, after)
         x = streamed(self, "attend", x, state, after)
@@ -204,7 +218,10 @@ class H3AE(nn.Module):
 
     def decode(self, z: Tensor, first: Tensor | None = None, told: Tensor | None = None) -> Tensor:
         """``first`` (B, 3, H, W): the first frame, known exactly; ``told`` (B,) 1 or 0: in which rows."""
-        x = self.decoder(self.raw(z if z.ndim == 5 else z[:, :, None]), self.hints(first), told)
+        return self.decoded(z, self.hints(first), told)
+
+    def decoded(self, z: Tensor, hints: list[Tensor] | None, told: Tensor | None = None) -> Tensor:
+        x = self.decoder(self.raw(z if z.ndim == 5 else z[:, :, None]), hints, told)
         return x if z.ndim == 5 else x[:, :, 0]
 
     def raw(self, z: Tensor) -> Tensor:
@@ -240,7 +257,9 @@ class H3AE(nn.Module):
         return self.decoder.stream(self.raw(z), state, self.hints(first) if state is None else None, told)
 
     def forward(self, x: Tensor, first: Tensor | None = None) -> Tensor:
-        return self.decode(self.encode(x), first)
+        # the first frame goes first, so that what a tap keeps of the encoder is the clip's
+        hints = self.hints(first)
+        return self.decoded(self.encode(x), hints)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:

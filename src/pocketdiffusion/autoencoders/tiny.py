@@ -32,6 +32,7 @@ class Config:
     double: tuple[int, ...] = ()  # resolutions at which time is doubled, for clips
     groups: int = 32
     latent: int = 8  # positions per side, for example()
+    latents: str = ""  # whose they are: pipeline.latents_hash of the autoencoder; "" where nobody knows
 
     @property
     def factor(self) -> int:
@@ -47,6 +48,7 @@ PRESETS: dict[str, Config] = {
     "smoke": Config(4, (8, 16, 16), (1, 1, 1), groups=8, latent=8),
     "smoke_clips": Config(8, (8, 16, 16), (1, 1, 1), double=(0, 1), groups=8, latent=4),
     "scenes": Config(4, (16, 32, 64), (1, 2, 2), groups=8),
+    "scenes_clips": Config(16, (16, 24, 32, 64), (1, 1, 2, 2), double=(1, 2), groups=8),
     "snapgen": SNAPGEN,
     "snapgen_wide": replace(SNAPGEN, widths=(64, 128, 256, 320), blocks=(1, 2, 2, 4)),
     "snapgen_expanded": replace(SNAPGEN, widths=(128, 128, 256, 256), blocks=(1, 1, 2, 2), expansion=2),

@@ -1,6 +1,6 @@
 """Which autoencoder a flag means: a shipped name, a folder of ours, or a diffusers one.
 
-    autoencoder_of("scenes")              the autoencoder of a shipped pipeline
+    autoencoder_of("scenes")              what is shipped under that name: a pipeline's, or one by itself
     autoencoder_of("my_pipeline/")        a pipeline's folder, ours or of diffusers: its vae/
     autoencoder_of("my_autoencoder/")     config.json and weights, of ours (store.KINDS) or of diffusers
 
@@ -13,11 +13,18 @@ from pathlib import Path
 from typing import Any
 
 
-def autoencoder_of(model: str | Path) -> Any:
-    """The network in fp32 on the CPU, ready for inference; ValueError for anything that is none."""
+def autoencoder_of(model: str | Path, clips: bool | None = None) -> Any:
+    """The network in fp32 on the CPU, ready for inference; ValueError for anything that is none.
+
+    ``clips``: whether it must be one of clips, as a recipe's --clips says.
+    """
     network = network_of(model)
     if missing := [name for name in ("encode", "decode") if not hasattr(network, name)]:
         raise ValueError(f"{model}: a {type(network).__name__} has no {missing[0]}, expected an autoencoder")
+    moves = getattr(network.config, "time_factor", 1) > 1
+    if clips is not None and clips != moves:
+        kind, advice = ("clips", "give") if moves else ("pictures", "leave out")
+        raise ValueError(f"{model}: an autoencoder of {kind}; {advice} --clips")
     return network
 
 

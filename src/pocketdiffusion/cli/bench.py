@@ -22,7 +22,7 @@ from ..device import choose, precision
 @dataclass(frozen=True)
 class Args:
     model: str = "scenes"
-    """A shipped pipeline's name or a folder."""
+    """A shipped pipeline's name or a folder, of diffusers too."""
     bundle: tuple[Path, ...] = ()
     """Exported folders (pocket export) to compare with the model."""
     batch: int = 1
@@ -43,14 +43,15 @@ class Args:
 
 def parts(pipe: Any, batch: int) -> dict[str, tuple[Any, tuple[Any, ...]]]:
     """Name -> (module, inputs) of the three programs that a device would run."""
-    from ..pipeline import Decoder
+    from ..export.foreign import ForeignPipeline, decoding
 
     device = pipe.device
-    x, t, cond = pipe.transformer.example(batch, device)
+    own = not isinstance(pipe, ForeignPipeline)
+    x, t, cond = pipe.transformer.example(batch, device) if own else pipe.example(batch)
     return {
         "text encoder": (pipe.text_encoder, pipe.text_encoder.example(batch, device)),
         "denoising step": (pipe.transformer, (x, t, cond)),
-        "decoder": (Decoder(pipe.decoder), (x,)),
+        "decoder": (decoding(pipe.decoder), (x,)),
     }
 
 
@@ -195,10 +196,10 @@ def main(args: Args) -> None:
     import json
 
     from ..bench.table import markdown, text
-    from ..pipeline import Pipeline
+    from ..export.foreign import opened
 
     # bundles run on the CPU, and are compared with the model there
-    pipe = Pipeline.from_pretrained(args.model).to(choose("cpu" if args.bundle else args.device))
+    pipe = opened(args.model).to(choose("cpu" if args.bundle else args.device))
     found = bundle_rows(pipe, args) if args.bundle else rows(pipe, args)
     print((markdown if args.markdown else text)(found))
     if args.out:

@@ -6,7 +6,8 @@
     pocket export scenes --target executorch --precision 8da4w -o out/scenes-android
     pocket export scenes --target coreml --precision fp16 -o out/scenes-ios
     pocket export scenes --precision int8 --dry-run
-    pocket export my_autoencoder/ --size 256 -o out/vae                    # an autoencoder by itself
+    pocket export my_autoencoder/ --size 256 -o out/vae                  # an autoencoder by itself
+    pocket export my_sd15/ --precision w8 -o out/sd15                    # a pipeline of diffusers
 
 An ONNX bundle carries its own runtime: python out/scenes-int8/run.py "two green stars". What does not compute
 what the original does is not written.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Args:
     model: Annotated[str, tyro.conf.Positional] = "scenes"
-    """A shipped pipeline's name or a folder."""
+    """A shipped pipeline's name or a folder, of diffusers too."""
     decoder: Path | None = None
     """A folder with another decoder of the same latents (pocket train tiny_decoder)."""
     target: str = "onnx"
@@ -50,6 +52,8 @@ class Args:
     """Folder of plans (COMPONENT.json); with --size-mb they are written there, without it read from there."""
     webgpu: bool = False
     """Target web: put onnxruntime-web's WebGPU build (27 MB) beside the WASM one."""
+    calibrate: str = "scenes"
+    """int8 of an autoencoder by itself: scenes, or a folder of pictures or videos to calibrate on."""
     dry_run: bool = False
     """Say what would be written, and write nothing."""
 
@@ -83,11 +87,12 @@ def measured(pipe: Pipeline, made: Mapping[str, Program], args: Args) -> dict[st
     from tqdm import tqdm
 
     from ..export.budget import count, plans
-    from ..export.bundle import Choice, manifest_of
+    from ..export.bundle import Choice, manifest_of, shortened
     from ..export.parity import recorded
 
     assert args.size_mb is not None
-    _, probes = recorded(made, manifest_of(pipe, made, Choice(args.target), args.model), pipe)
+    manifest = manifest_of(pipe, made, Choice(args.target), args.model)
+    _, probes = recorded(made, shortened(pipe, manifest), pipe)
     choices = (8, 4) if args.precision == "w4" else (8,)
     with tqdm(total=count(made), desc="layers", delay=2, disable=None) as bar:
         return plans(made, probes, int(args.size_mb * 1e6), choices, lambda *_: bar.update())
@@ -136,9 +141,8 @@ def autoencoder(args: Args) -> None:
         print(text(rows))
         return
     assert args.out is not None
-    report = export(
-        network, args.out, args.target, args.precision, args.size, lambda what: print(what, flush=True)
-    )
+    say = partial(print, flush=True)
+    report = export(network, args.out, args.target, args.precision, args.size, say, args.calibrate)
     print(text(table(report)))
     agree = f"; streams agree to {min(report.psnr):.1f} dB with whole clips" if report.psnr else ""
     print(f"{args.out}: {short(report.bytes, 'B')}{agree}")
@@ -152,10 +156,10 @@ def main(args: Args) -> None:
     from ..compress.bits import table as bits_table
     from ..compress.bits import uniform
     from ..export.bundle import Choice, export, table
+    from ..export.foreign import opened
     from ..export.program import programs
-    from ..pipeline import Pipeline
 
-    pipe = Pipeline.from_pretrained(args.model, args.decoder)
+    pipe = opened(args.model, args.decoder)
     chosen = [name for name in Args.components if name in args.components]
     every = programs(pipe, args.size)
     made = {name: every[name] for name in chosen}

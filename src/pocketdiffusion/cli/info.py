@@ -1,8 +1,8 @@
 """pocket info: what is in a saved pipeline or network.
 
-    pocket info                  # the shipped pipelines, classes and presets
+    pocket info                  # what is shipped, classes and presets
     pocket info scenes
-    pocket info my_pipeline/
+    pocket info my_pipeline/     # of diffusers too: what its files say, without loading them
     pocket info DiT:pixart_xl    # a preset, built on the meta device
 
 Multiply-accumulates are per sample of the module's own example().
@@ -24,12 +24,10 @@ class Args:
 
 
 def overview() -> None:
-    from ..pipeline import SHIPPED
+    from ..pipeline import shipped
     from ..store import KINDS, kind
 
-    print(
-        "pipelines:", ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/pipeline"))) or "(none shipped)"
-    )
+    print("shipped:", ", ".join(sorted(shipped())) or "(nothing)")
     print("classes and presets:")
     for name in KINDS:
         print(f"  {name}: {', '.join(kind(name).PRESETS)}")
@@ -67,6 +65,28 @@ def preset(model: str) -> None:
     print(network.config)
 
 
+def foreign(folder: Path) -> None:
+    """A pipeline of diffusers: sizes by the headers of its files, the rest by its configs."""
+    from ..bench.table import short, text
+    from ..store import read_json
+    from ..teachers import pipeline
+
+    print(folder, read_json(folder / pipeline.INDEX).get("_class_name"))
+    rows = pipeline.rows(folder)
+    sizes = {"parameters": short, "bytes": lambda number: short(number, "B")}
+    print(text([{k: sizes[k](v) if k in sizes else v for k, v in row.items()} for row in rows]))
+    try:
+        told = pipeline.expected(folder)
+    except ValueError as error:
+        print(f"cannot be loaded: {error}")
+        return
+    side, shape = told["size"], " x ".join(str(n) for n in told["latents"])
+    print(f"latents: {shape} for {side} x {side} pixels, {told['factor']} to a side")
+    print("text:", ", ".join(f"{name} {length} tokens" for name, length in told["text"].items()))
+    schedule = ", ".join(f"{k} {told[k]:.4g}" for k in ("steps", "guidance", "shift"))
+    print(f"schedule: {told['path']}, {schedule}")
+
+
 def main(args: Args) -> None:
     if args.model is None:
         return overview()
@@ -76,8 +96,11 @@ def main(args: Args) -> None:
     from ..bench.table import text
     from ..data.latents import weights_hash
     from ..pipeline import Pipeline, find
+    from ..teachers.pipeline import is_foreign
 
     folder = find(args.model)
+    if is_foreign(folder):
+        return foreign(folder)
     if (folder / "config.json").exists() and not (folder / "model_index.json").exists():
         network = store.load(folder)
         print(text([row(folder.name, network)]))

@@ -6,7 +6,8 @@
     pocket reconstruct clip.safetensors --model my_autoencoder/ -o decoded.mp4
 
 Out come original, reconstruction and amplified difference (black: none) next to each other, small pictures
-enlarged without smoothing, and a .json of the numbers, which are measured before a video is compressed. Sides
+enlarged without smoothing, and a .json of the numbers (PSNR of every frame too), which are measured before a
+video is compressed. Sides
 that do not divide by the autoencoder's factor are padded with copies of the last row and column, which are
 cut off again. A video autoencoder takes 1 + f_t k frames, a longer tail is cut. A folder holds frames if they
 are alike in size and called one name and a number; else pictures. Chunks, tiles, memory: cli/through.py.
@@ -175,7 +176,8 @@ def one(way: Through, film: Film, args: Args, out: Path) -> dict[str, Any]:
     if args.latents:
         latents.write(args.latents, torch.cat(kept, dim=1), way.autoencoder, args.model, about)
         print(args.latents)
-    numbers = {"source": str(film.path), "frames": count, **about, **tally.means()}
+    numbers: dict[str, Any] = {"source": str(film.path), "frames": count, **about, **tally.means()}
+    numbers["psnr_by_frame"] = tally.found["psnr"]
     numbers["ratio"] = ratio(way.autoencoder.config)
     return numbers | {f"{k}_ms_per_frame": 1000 * v / count for k, v in way.seconds.items()}
 

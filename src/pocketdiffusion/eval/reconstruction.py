@@ -5,10 +5,13 @@
                 over windows of 11 x 11, Gaussian 1.5; c_i = (K_i L)^2, K = .01, .03, L = 2; Wang et al. 2004
     perceptual  sum_l mean_hw |f_l(x) / |f_l(x)| - f_l(y) / |f_l(y)||^2    LPIPS, Zhang et al. 2018, weights 1
     flicker     mean |(y_{t+1} - y_t) - (x_{t+1} - x_t)|                    ours
+    frechet_clips    Frechet distance of [mean_t f_t, mean_t |f_{t+1} - f_t|], f_t the features of frame t
     cycle       mean |E(D(E(x))) - E(x)|                                    in latents of unit variance
     ratio       3 f_t f_s^2 / c                                             numbers in per number out
 
-Measures for pictures take clips (B, C, T, H, W) frame by frame, in ``measure``.
+Measures for pictures take clips (B, C, T, H, W) frame by frame, in ``measure``. ``frechet_clips`` is ours and
+stands where others report rFVD: features of pictures and of how much they change, not those of a network
+that was trained on videos, so the two are not comparable.
 """
 
 from __future__ import annotations
@@ -36,6 +39,17 @@ WINDOW, SIGMA = 11, 1.5
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Decibels per picture: (B, ...) and (B, ...) -> (B,)."""
     return -10 * ((x - y) / 2).square().flatten(1).mean(1).clamp(min=1e-10).log10()
+
+
+def by_frame(x: Tensor, y: Tensor) -> Tensor:
+    """PSNR by distance in time: clips (B, C, T, H, W) twice -> (T,), means over clips."""
+    return psnr(frames(x), frames(y)).unflatten(0, (x.shape[0], -1)).mean(0)
+
+
+def moving(rows: Tensor, count: int) -> Tensor:
+    """Features of clips from those of their frames: (B count, D) -> (B, 2 D)."""
+    rows = rows.unflatten(0, (-1, count))
+    return torch.cat([rows.mean(1), rows.diff(dim=1).abs().mean(1)], dim=1)
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -71,7 +85,10 @@ def scene_maps(network: SceneNet) -> Maps:
 
 
 def lpips(network: str = "alex", device: torch.device | str = "cpu") -> Distance:
-    """The published LPIPS (alex, vgg or squeeze), by torchmetrics and torchvision's pretrained weights."""
+    """The published LPIPS (alex, vgg or squeeze), by torchmetrics and torchvision's pretrained weights.
+
+    A measure, and with methods.perceptual.judged a term to train with: pixels get gradients, it gets none.
+    """
     try:
         from torchmetrics.image import lpip
 
@@ -82,6 +99,7 @@ def lpips(network: str = "alex", device: torch.device | str = "cpu") -> Distance
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"LPIPS needs {needs} (no extra of ours brings them): {reason}") from None
     metric.to(device)
+    metric.net.requires_grad_(False)
 
     def distance(x: Tensor, y: Tensor) -> Tensor:
         # the network alone: the metric around it would keep the score of every batch
@@ -129,13 +147,14 @@ def measure(
 
     ``features`` are for the Frechet distance between input and output, ``distance`` is ``lpips()`` or a
     ``perceptual``; a SceneNet brings both. Keys: pictures (or frames), ratio, psnr, ssim, cycle; perceptual
-    and frechet with a network; flicker for clips. Pixels are clamped to [-1, 1], except inside the cycle.
+    and frechet with a network; flicker for clips, and with a network and two clips or more frechet_clips.
+    Pixels are clamped to [-1, 1], except inside the cycle.
     """
     if isinstance(features, SceneNet):
         distance = distance or partial(perceptual, scene_maps(features))
         features = features.features
     sums: dict[str, float] = {}
-    before, after, count = Gaussian(), Gaussian(), 0
+    pictures, clips, count = (Gaussian(), Gaussian()), (Gaussian(), Gaussian()), 0
     for x in batches:
         given = fitted(autoencoder, x)
         z = autoencoder.encode(given)
@@ -149,16 +168,21 @@ def measure(
         found |= {"psnr": psnr(a, b).mean(), "ssim": ssim(a, b).mean()}
         if distance:
             found["perceptual"] = distance(a, b).mean()
-        if x.ndim == 5 and x.shape[2] > 1:
+        moves = x.ndim == 5 and x.shape[2] > 1
+        if moves:
             found["flicker"] = flicker(x, b.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)).mean()
-        if features:
-            before.add(features(a))
-            after.add(features(b))
+        for side, v in enumerate((a, b) if features else ()):
+            rows = features(v)  # type: ignore[misc]
+            pictures[side].add(rows)
+            if moves:
+                clips[side].add(moving(rows, x.shape[2]))
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + value.item() * len(a)
         count += len(a)
     if not count:
         raise ValueError("nothing to measure: no batches were given")
     means = {name: total / count for name, total in sums.items()}
-    distances = {"frechet": frechet(before, after)} if features else {}
+    distances = {"frechet": frechet(*pictures)} if features else {}
+    if clips[0].n > 1:
+        distances["frechet_clips"] = frechet(*clips)
     return {"pictures": count, "ratio": ratio(autoencoder.config), **means, **distances}

@@ -54,7 +54,7 @@ def collect(
     ``shared`` settings stand beside the numbers; a run with others is refused, for it compares with nothing.
     """
     arms = list(arms)
-    asked = json.loads(json.dumps(dict(shared), default=str))
+    asked = plain(shared)
     found: Found = {arm: {} for arm in arms}
     for seed in seeds:
         for arm in arms:
@@ -66,10 +66,29 @@ def collect(
                     temporary.write_text(json.dumps(measures | {"settings": asked}, indent=2) + "\n")
             kept = json.loads(path.read_text())
             if (before := kept.pop("settings", None)) != asked:
-                wrong = [k for k in asked if not before or before.get(k) != asked[k]]
-                raise ValueError(f"{path}: was run with another {wrong[0] if wrong else 'set of flags'}")
+                raise ValueError(f"{path}: was run with another {differing(before, asked)}")
             found[arm][seed] = kept
     return found
+
+
+def settled(folder: Path, shared: Mapping[str, Any]) -> None:
+    """Note ``shared`` settings in ``folder``; ValueError if what is kept there was made with others."""
+    path, asked = folder / "settings.json", plain(shared)
+    if path.exists() and (before := json.loads(path.read_text())) != asked:
+        raise ValueError(f"{folder}: was run with another {differing(before, asked)}; name another folder")
+    with renamed(path) as temporary:
+        temporary.write_text(json.dumps(asked, indent=2) + "\n")
+
+
+def plain(shared: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(dict(shared), default=str))
+
+
+def differing(before: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> str:
+    """What is not the same in two sets of settings."""
+    wrong = [k for k in asked if not before or before.get(k) != asked[k]]
+    return wrong[0] if wrong else "set of flags"
 
 
 def difference(found: Found, arm: str, control: str, measure: str) -> tuple[float, float | None]:

@@ -14,7 +14,6 @@ HF, the slope, and the ratio of averages in A (one per block is unstable where D
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -23,20 +22,11 @@ import torch
 from torch import Tensor
 
 from ..methods.autoencode import frames
+from ..methods.chopping import BLOCK, dct
 from ..methods.equivariance import resized
 from .reconstruction import fitted
 
-BLOCK = 8
 HIGH = 32  # the first zigzag index that counts as high frequency
-
-
-@lru_cache
-def matrix(size: int = BLOCK) -> Tensor:
-    """C (size, size) in float64: the orthogonal DCT-II."""
-    n = torch.arange(size, dtype=torch.float64)
-    c = torch.cos(math.pi * (2 * n + 1) * n[:, None] / (2 * size)) * math.sqrt(2 / size)
-    c[0] /= math.sqrt(2)
-    return c
 
 
 @lru_cache
@@ -47,18 +37,6 @@ def zigzag(size: int = BLOCK) -> tuple[int, ...]:
         rows = [u for u in range(size) if 0 <= s - u < size]
         path += [u * size + s - u for u in (rows if s % 2 else reversed(rows))]
     return tuple(path)
-
-
-def dct(x: Tensor) -> Tensor:
-    """(..., H, W) -> (..., H/8, W/8, 8, 8). What is beyond the last whole block is cut off."""
-    h, w = (side // BLOCK * BLOCK for side in x.shape[-2:])
-    if not h or not w:
-        raise ValueError(
-            f"a spectrum needs sides of at least {BLOCK}, got {' x '.join(map(str, x.shape[-2:]))}"
-        )
-    blocks = x[..., :h, :w].unflatten(-1, (-1, BLOCK)).unflatten(-3, (-1, BLOCK)).transpose(-3, -2)
-    c = matrix().to(x)
-    return c @ blocks @ c.T
 
 
 class Spectrum:

@@ -29,6 +29,7 @@ from ..compress.bits import Plan
 from ..disk import replacing
 from ..pipeline import Pipeline
 from ..runtime.manifest import COMPONENTS, FILE, Manifest, hashes
+from .foreign import ForeignPipeline
 from .parity import demand, demand_pictures, pictures, psnr, recorded, relative
 from .program import Program, programs
 
@@ -43,6 +44,7 @@ from pocketruntime.runtime.run import main
 
 sys.exit(main(Path(__file__).resolve().parent))
 """
+CHECKED = 4  # steps
 # Sizes at which devices give up, in bytes, and what to do.
 DEVICE_LIMITS = {
     "a browser's ArrayBuffer": (2 * 2**30, "shard the weights or lower the precision"),
@@ -103,7 +105,6 @@ def described(program: Program) -> dict[str, Any]:
 
 def manifest_of(pipe: Pipeline, made: Mapping[str, Program], choice: Choice, model: str) -> Manifest:
     """The manifest before there are files."""
-    text = pipe.text_encoder.tokenizer
     x, z = made["denoiser"].inputs["x"], made["decoder"]()["picture"]
     return Manifest(
         choice.target,
@@ -112,10 +113,26 @@ def manifest_of(pipe: Pipeline, made: Mapping[str, Program], choice: Choice, mod
         json.loads(json.dumps(asdict(pipe.schedule))),
         list(z.shape[-2:]),
         list(x.shape[1:]),
-        {"tokenizer": "tokenizer.json", "length": text.length, "begin": text.begin, "end": text.end},
+        words(pipe.text_encoder.tokenizer),
         {name: described(program) for name, program in made.items()},
         versions=versions(),
     )
+
+
+def shortened(pipe: Pipeline, manifest: Manifest) -> Manifest:
+    """What an export is checked with: of a pipeline of diffusers, which is large, few steps."""
+    if not isinstance(pipe, ForeignPipeline):
+        return manifest
+    steps = min(CHECKED, manifest.schedule["steps"])
+    return replace(manifest, schedule={**manifest.schedule, "steps": steps})
+
+
+def words(tokenizer: Any) -> dict[str, Any]:
+    """What a runtime needs to know to read prompts."""
+    if hasattr(tokenizer, "described"):
+        return tokenizer.described()
+    begin, end = tokenizer.begin, tokenizer.end
+    return {"tokenizer": "tokenizer.json", "length": tokenizer.length, "begin": begin, "end": end}
 
 
 def versions() -> dict[str, str]:
@@ -163,10 +180,13 @@ def export(
     if choice.precision not in writer.PRECISIONS:
         known = ", ".join(writer.PRECISIONS)
         raise ValueError(f"target {choice.target} has no precision {choice.precision!r}; known: {known}")
+    if choice.target == "web" and isinstance(pipe, ForeignPipeline):
+        raise ValueError(f"target web: its page cannot read prompts as a {pipe.kind} does; use target onnx")
     made = programs(pipe, choice.size)
     manifest = manifest_of(pipe, made, choice, model)
     seen("sampling the original")
-    wanted, probes = recorded(made, manifest, pipe)
+    brief = shortened(pipe, manifest)
+    wanted, probes = recorded(made, brief, pipe)
     manifest = replace(manifest, components={name: manifest.components[name] for name in choice.components})
     with replacing(folder, (FILE,)) as temporary:
         run, rows, warnings, ratios = {}, [], [], []
@@ -190,7 +210,7 @@ def export(
             warnings += limits(name, bytes_)
         if len(run) == len(COMPONENTS):
             seen("sampling the bundle")
-            found = pictures(lambda name, inputs: run[name](inputs), manifest, pipe)
+            found = pictures(lambda name, inputs: run[name](inputs), brief, pipe)
             ratios = [psnr(a, b) for a, b in zip(found, wanted)]
             demand_pictures(choice.precision, ratios)
         report = Report(choice.target, choice.precision, rows, ratios, warnings)

@@ -5,9 +5,10 @@
     decoder        z (1, C, h, w)                                       -> picture (1, 3, H, W) in [-1, 1]
 
 Every tensor is float32 but ``ids``: Core ML has no 64-bit and no boolean inputs, so masks are 1.0 and 0.0. A
-guided model is called with the conditional and the unconditional row at once, B = 2. Any module becomes a
-Program by hand: ``Program("denoiser", module, {"x": x, "t": t}, ("v",))``, a diffusers model too; one with
-structured inputs, such as a block, by ``flattened``.
+guided model is called with the conditional and the unconditional row at once, B = 2. The text encoders of a
+pipeline of diffusers (foreign.py) are one program, whose N numbers are those of all of them and which says as
+well which tokens are real. Any module becomes a Program by hand: ``Program("denoiser", module, {"x": x, "t":
+t}, ("v",))``; one with structured inputs, such as a block, by ``flattened``.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from ..pipeline import Decoder, Pipeline
+from ..pipeline import Pipeline
 from ..types import Cond
+from .foreign import ForeignPipeline, decoding, exportable
 
 # What a condition may hold beside tokens and mask, and what a device would have to be given for it.
 EXTRAS = tuple(f.name for f in fields(Cond) if f.name not in ("tokens", "mask"))
@@ -53,7 +55,7 @@ class TextStep(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor | tuple[Tensor, ...]:
         cond = self.encoder(ids, mask > 0.5)
-        more = tuple(getattr(cond, name) for name in self.extras)
+        more = tuple(getattr(cond, name).float() for name in self.extras)
         return (cond.tokens, *more) if more else cond.tokens
 
 
@@ -108,7 +110,13 @@ def programs(pipe: Pipeline, size: int | tuple[int, int] | None = None) -> dict[
     length = text.config.length
     mask = (torch.arange(length)[None] < length // 2).float()
     ids = torch.randint(0, text.config.vocab, (1, length), generator=generator, dtype=torch.int32)
-    first = Program("text_encoder", TextStep(text, extras), {"ids": ids, "mask": mask}, ("tokens", *extras))
+    told = extras
+    if isinstance(pipe, ForeignPipeline):
+        ids, mask = (value.to(like.dtype) for value, like in zip(text.example(1), (ids, mask)))
+        told = ("mask", *extras)
+    # no two tensors of a graph have one name
+    names = ("tokens", *("real" if name == "mask" else name for name in told))
+    first = Program("text_encoder", TextStep(text, told), {"ids": ids, "mask": mask}, names)
 
     rows = 1 if pipe.schedule.guidance == 1 else 2
     x = torch.randn(rows, pipe.vae.config.channels, h, w, generator=generator)
@@ -118,9 +126,9 @@ def programs(pipe: Pipeline, size: int | tuple[int, int] | None = None) -> dict[
         "x": x,
         "t": t,
         "tokens": said.pop("tokens"),
-        "mask": mask.expand(rows, -1).contiguous(),
+        "mask": said.pop("real", mask.expand(rows, -1).contiguous()),
         **said,
     }
-    step = Program("denoiser", DenoiserStep(pipe.transformer, extras), inputs, ("v",))
-    last = Program("decoder", Decoder(pipe.decoder), {"z": x[:1].clone()}, ("picture",))
+    step = Program("denoiser", DenoiserStep(exportable(pipe.transformer), extras), inputs, ("v",))
+    last = Program("decoder", decoding(pipe.decoder), {"z": x[:1].clone()}, ("picture",))
     return {p.name: p for p in (first, step, last)}

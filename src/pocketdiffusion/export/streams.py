@@ -7,7 +7,9 @@
                decoder_next: z, state... -> x, state...
 
 All shapes are fixed, so a clip of any length takes the memory of one chunk. A device hands every ``out_NAME``
-back as ``in_NAME``. What does not give, chunk by chunk, what the whole clip gives is not written.
+back as ``in_NAME``. What does not give, chunk by chunk, what the whole clip gives is not written. int8 is
+calibrated, and every program checked, on what pictures (drawn scenes, or of a folder) make of each of its
+inputs; of a decoder by itself, which has no encoder to ask, on normal noise, the spread that latents have.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..data import clips, motion, photos, scenes
 from ..disk import replacing
 from ..nn.causal import chunks
 from .bundle import Report, limits, size_of, target, versions
@@ -29,6 +33,7 @@ from .program import Program
 
 FILE = "autoencoder.json"
 CHUNKS = 9  # after the first, when an export is checked; more than a window of attention
+PICTURES, CLIPS = 16, 2  # to calibrate on
 
 Runners = Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]]
 
@@ -119,6 +124,46 @@ def programs(autoencoder: Any, size: int | None = None) -> dict[str, Program]:
     return {p.name: p for p in made}
 
 
+def shown(autoencoder: Any, size: int, source: str | Path = "scenes") -> Tensor:
+    """Pixels to calibrate on: pictures (N, 3, size, size), or clips (N, 3, 1 + f_t CHUNKS, size, size).
+
+    ``source``: "scenes" for the drawn world, or a folder of pictures or videos.
+    """
+    pace = getattr(autoencoder.config, "time_factor", 1)
+    count = 1 + CHUNKS * pace
+    if str(source) == "scenes":
+        data: Any = scenes.Scenes(scenes.EVAL_WORLD, PICTURES, size)
+        data = data if pace == 1 else motion.Clips(motion.MOVING_WORLD, CLIPS, size, count)
+    elif pace == 1:
+        data = photos.Photos(PICTURES, size, "all", source)
+    else:
+        data = clips.Clips(source, CLIPS, size, count)
+    return data(0, 0).x
+
+
+@torch.no_grad()
+def probes(made: Mapping[str, Program], pixels: Tensor, pace: int) -> dict[str, list[dict[str, Tensor]]]:
+    """What every program is given while ``pixels`` go through all of them, one picture or clip at a time."""
+    found: dict[str, list[dict[str, Tensor]]] = {name: [] for name in made}
+
+    def call(name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        inputs = {k: torch.as_tensor(v) for k, v in given.items()}
+        found[name].append(inputs)
+        return {k: v.numpy() for k, v in made[name](inputs).items()}
+
+    run = {name: partial(call, name) for name in made}
+    for x in pixels.split(1):
+        if pace == 1:
+            run["decoder"](run["encoder"]({"x": x}))
+            continue
+        z = chained(run, "encode", x, pace, {})
+        tells = "told" in made["decoder_first"].inputs
+        for told in (0.0, 1.0) if tells else (0.0,):
+            more = {"first": x[:, :, 0].numpy(), "told": torch.tensor([told]).numpy()} if tells else {}
+            chained(run, "decode", z, 1, more)
+    return found
+
+
 def chained(run: Runners, direction: str, x: Tensor, pace: int, more: Mapping[str, Any]) -> Tensor:
     """A clip through the two programs of a direction, ``pace`` frames of ``x`` at a time."""
     enter, leave = ("x", "z") if direction == "encode" else ("z", "x")
@@ -133,15 +178,23 @@ def chained(run: Runners, direction: str, x: Tensor, pace: int, more: Mapping[st
 
 
 @torch.no_grad()
-def agreed(autoencoder: Any, run: Runners, made: Mapping[str, Program], precision: str) -> list[float]:
+def agreed(
+    autoencoder: Any,
+    run: Runners,
+    made: Mapping[str, Program],
+    precision: str,
+    x: Tensor | None = None,
+) -> list[float]:
     """PSNR of decoded clips against the whole clip by the original: untold, and told where that can be.
 
-    And of what an encoder's chunks give, decoded by the original.
+    And of what an encoder's chunks give, decoded by the original. ``x``: a clip to do it with, else noise.
     """
-    z0 = made["decoder_first"].inputs["z"]
+    z0, pace = made["decoder_first"].inputs["z"], autoencoder.config.time_factor
     g = torch.Generator().manual_seed(1)
     z = torch.randn(*z0.shape[:2], 1 + CHUNKS, *z0.shape[3:], generator=g)
     first = made["decoder_first"].inputs.get("first")
+    if x is not None:
+        z, first = autoencoder.encode(x), None if first is None else x[:, :, 0].contiguous()
     ratios = []
     for told in (0.0, 1.0) if first is not None else (0.0,):
         more = {"first": first.numpy(), "told": torch.tensor([told]).numpy()} if first is not None else {}
@@ -149,15 +202,36 @@ def agreed(autoencoder: Any, run: Runners, made: Mapping[str, Program], precisio
         wanted = autoencoder.decode(z, first if told else None)
         ratios.append(psnr(found.numpy(), wanted.numpy()))
     if "encoder_first" in made:
-        pace = autoencoder.config.time_factor
-        x = torch.rand(1, 3, 1 + CHUNKS * pace, *z0.shape[3:], generator=g)
-        x = x.repeat_interleave(autoencoder.config.factor, 3).repeat_interleave(autoencoder.config.factor, 4)
-        found = autoencoder.decode(chained(run, "encode", 2 * x - 1, pace, {}))
-        ratios.append(psnr(found.numpy(), autoencoder(2 * x - 1).numpy()))
+        if x is None:
+            f = autoencoder.config.factor
+            x = torch.rand(1, 3, 1 + CHUNKS * pace, *z0.shape[3:], generator=g) * 2 - 1
+            x = x.repeat_interleave(f, 3).repeat_interleave(f, 4)
+        found = autoencoder.decode(chained(run, "encode", x, pace, {}))
+        ratios.append(psnr(found.numpy(), autoencoder(x).numpy()))
     least = 60.0 if precision == "fp32" else LIMITS[precision][1]
     if min(ratios) < least:
         raise ParityError(f"a stream is at {min(ratios):.1f} dB of the whole clip, expected {least:g}")
     return ratios
+
+
+def described(autoencoder: Any, made: Mapping[str, Program], suffix: str) -> dict[str, Any]:
+    """What a device has to know to run the programs."""
+    config = autoencoder.config
+    return {
+        "class": type(autoencoder).__name__,
+        "channels": config.channels,
+        "factor": config.factor,
+        "time_factor": getattr(config, "time_factor", 1),
+        "programs": {
+            name: {
+                "file": f"{name}{suffix}",
+                "inputs": {k: list(v.shape) for k, v in program.inputs.items()},
+                "outputs": {k: list(v.shape) for k, v in program().items()},
+            }
+            for name, program in made.items()
+        },
+        "versions": versions(),
+    }
 
 
 def export(
@@ -167,8 +241,12 @@ def export(
     precision: str = "fp32",
     size: int | None = None,
     seen: Callable[[str], None] = lambda what: None,
+    source: str | Path = "scenes",
 ) -> Report:
-    """Write every program, check it, and describe inputs, outputs and states in autoencoder.json."""
+    """Write every program, check it, and describe inputs, outputs and states in autoencoder.json.
+
+    ``source``: what to calibrate on, see ``shown``.
+    """
     writer = target(to)
     if to == "web" or precision not in writer.PRECISIONS:
         known = ", ".join(writer.PRECISIONS)
@@ -176,6 +254,10 @@ def export(
     if to == "executorch" and getattr(autoencoder.config, "time_factor", 1) > 1:
         raise ValueError("autoencoders of clips go to onnx and coreml; XNNPACK does not partition them yet")
     made = programs(autoencoder, size)
+    pixels, given = None, {name: [dict(program.inputs)] for name, program in made.items()}
+    if encoder := made.get("encoder", made.get("encoder_first")):
+        pixels = shown(autoencoder, encoder.inputs["x"].shape[-1], source)
+        given = probes(made, pixels, getattr(autoencoder.config, "time_factor", 1))
     rows: list[dict[str, Any]] = []
     warnings: list[str] = []
     run: dict[str, Any] = {}
@@ -183,33 +265,18 @@ def export(
         for name, program in made.items():
             seen(f"writing {name}")
             path = temporary / f"{name}{writer.SUFFIX}"
-            writer.write(program, path, precision, None, [program.inputs])
+            writer.write(program, path, precision, None, given[name])
             run[name] = writer.opened(path)
-            rel = relative(program, run[name], [dict(program.inputs)])
+            rel = relative(program, run[name], given[name])
             demand(name, precision, rel)
             bytes_ = size_of(path)
             rows.append({"component": name, "bytes": bytes_, "rel": rel, "operators": writer.operators(path)})
             warnings += limits(name, bytes_)
-        ratios = agreed(autoencoder, run, made, precision) if "decoder_first" in made else []
+        clip = None if pixels is None else pixels[:1]
+        ratios = agreed(autoencoder, run, made, precision, clip) if "decoder_first" in made else []
         report = Report(to, precision, rows, ratios, warnings)
-        config = autoencoder.config
-        told = {
-            "class": type(autoencoder).__name__,
-            "channels": config.channels,
-            "factor": config.factor,
-            "time_factor": getattr(config, "time_factor", 1),
-            "precision": precision,
-            "target": to,
-            "programs": {
-                name: {
-                    "file": f"{name}{writer.SUFFIX}",
-                    "inputs": {k: list(v.shape) for k, v in program.inputs.items()},
-                    "outputs": {k: list(v.shape) for k, v in program().items()},
-                }
-                for name, program in made.items()
-            },
-            "versions": versions(),
-        }
+        told = {"target": to, "precision": precision, **described(autoencoder, made, writer.SUFFIX)}
+        told["calibrated"] = "normal latents" if pixels is None else str(source)
         (temporary / FILE).write_text(json.dumps(told, indent=2) + "\n")
         (temporary / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
     return report

@@ -7,7 +7,7 @@
 The form is that of latent diffusion (Rombach et al. 2022); ``told`` is H3AE's omni objective (Wu et al. 2025,
 eq. 1; its probability is not published), which teaches one decoder to work with and without a clean first
 frame. ``noise`` (ours, 0 by default) teaches a decoder to forgive the small errors of a denoiser. Terms are
-in consistency.py, equivariance.py, perceptual.py and wavelet.py; adversarial training in patch_gan.py.
+in consistency.py, equivariance.py, chopping.py, perceptual.py and wavelet.py; a GAN in patch_gan.py.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ class Pass:
 
 Term = Callable[[Pass], Tensor]
 Distance = Callable[[Tensor, Tensor], Tensor]
+# x, z -> what is expected in place of x, what is decoded in place of z
+Change = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# x -> what is encoded in its place, and what is changed after that, if anything
+View = Callable[[Tensor], tuple[Tensor, Change | None]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Autoencode:
     """``autoencoder`` is any types.Autoencoder that is a module; what of it requires gradients is trained.
 
     ``terms``: name -> Weighed, added to the loss and reported by name; one of weight 0 is not computed.
-    ``view(x, z) -> x, z`` may change what is decoded from z and what is expected of it (equivariance.eq_vae).
+    ``view`` may change what is encoded, what is decoded and what is expected of it (equivariance.eq_vae).
     ``told``: how often a clip's first frame is given to the decoder, per row.
     """
 
@@ -80,7 +84,7 @@ class Autoencode:
         terms: Mapping[str, Weighed] | None = None,
         told: float = 0.0,
         distance: Distance = l1,
-        view: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        view: View | None = None,
     ):
         self.autoencoder, self.beta, self.noise, self.told = autoencoder, beta, noise, told
         self.terms = {name: term for name, term in (terms or {}).items() if term.weight}
@@ -95,12 +99,13 @@ class Autoencode:
 
     def run(self, x: Tensor) -> Pass:
         """One pass, sampled."""
+        x, change = self.view(x) if self.view else (x, None)
         mean, logvar = (part.float() for part in self.autoencoder.posterior(x))
         z = mean + (logvar / 2).exp() * torch.randn_like(mean)
         if self.noise:
             z = z + self.noise * torch.randn_like(mean)
-        if self.view is not None:
-            x, z = self.view(x, z)
+        if change:
+            x, z = change(x, z)
         if self.told and x.ndim == 5:
             told = (torch.rand(len(x), device=x.device) < self.told).to(z)
             return Pass(

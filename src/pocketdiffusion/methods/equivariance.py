@@ -9,20 +9,19 @@ among whole latent sizes within the paper's factors of 2 to 4, so that sizes alw
 L1 unless another is given.
 
 EQ-VAE's rule (Kouzelis et al. 2025, arXiv 2502.09509) is another: in half of the steps, z and x are both
-scaled (8/32 to 31/32) and turned (by one to three quarters), and that is all that is decoded. Its second
-branch (in a quarter of the other steps x is made smaller before it is encoded) is not here.
+scaled (8/32 to 31/32) and turned (by one to three quarters), and that is all that is decoded. In a quarter of
+the other steps x is made smaller before it is encoded (by how much is not known to us; here as above).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import ceil
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .autoencode import Distance, Pass, Term, frames, l1
+from .autoencode import Change, Distance, Pass, Term, View, frames, l1
 
 
 def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -49,17 +48,21 @@ def scale_equivariance(factor: int, distance: Distance = l1) -> Term:
     return term
 
 
-def eq_vae(factor: int, often: float = 0.5) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """A view of (x, z) for Autoencode: both scaled and turned alike, in ``often`` of the steps."""
+def eq_vae(factor: int, often: float = 0.5, prior: float = 0.25) -> View:
+    """A view for Autoencode: x and z scaled and turned alike in ``often`` of the steps, and in ``prior`` of
+    the others x made smaller before it is encoded."""
 
-    def view(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        if torch.rand(()) >= often:
-            return x, z
-        h, w = z.shape[-2:]
-        scale = int(torch.randint(8, 32, ())) / 32
-        new = max(1, round(h * scale)), max(1, round(w * scale))
-        turns = int(torch.randint(1, 4, ()))
-        pair = resized(x, (factor * new[0], factor * new[1])), resized(z, new)
-        return pair[0].rot90(turns, (-2, -1)), pair[1].rot90(turns, (-2, -1))
+    def view(x: Tensor) -> tuple[Tensor, Change | None]:
+        scale, turns = int(torch.randint(8, 32, ())) / 32, int(torch.randint(1, 4, ()))
+        # positions of the latent
+        h, w = (max(1, round(side // factor * scale)) for side in x.shape[-2:])
+
+        def change(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+            pair = resized(x, (factor * h, factor * w)), resized(z, (h, w))
+            return pair[0].rot90(turns, (-2, -1)), pair[1].rot90(turns, (-2, -1))
+
+        if torch.rand(()) < often:
+            return x, change
+        return resized(x, (factor * h, factor * w)) if torch.rand(()) < prior else x, None
 
     return view

@@ -3,7 +3,8 @@
     discriminator   mean relu(1 - D(x)) + mean relu(1 + D(sg[y]))
     autoencoder     loss of Autoencode + weight * -mean D(y)        that from step ``start`` on
 
-D learns from the first step, so that it knows something when it is first listened to.
+D learns from the first step, or from ``ahead`` steps before it is first listened to, so that it then knows
+something.
 
 D says of every patch of a picture (of every frame of a clip) whether it is real. Sources: Isola et al. 2017
 for the network, Lim and Ye 2017 for the hinge, Esser et al. 2021 for its use in autoencoders; here with a
@@ -25,16 +26,27 @@ from .consistency import constant
 
 
 class PatchGAN:
-    """``autoencode`` as it is, and a ``discriminator``: pictures (B, 3, H, W) -> logits (B, 1, h, w)."""
+    """``autoencode`` as it is, and a ``discriminator``: pictures (B, 3, H, W) -> logits (B, 1, h, w).
 
-    def __init__(self, autoencode: Autoencode, discriminator: nn.Module, weight: float = 0.1, start: int = 0):
+    ``ahead`` None: D learns from the first step.
+    """
+
+    def __init__(
+        self,
+        autoencode: Autoencode,
+        discriminator: nn.Module,
+        weight: float = 0.1,
+        start: int = 0,
+        ahead: int | None = None,
+    ):
         self.autoencode, self.discriminator = autoencode, discriminator
         self.weight, self.start = weight, start
+        self.begin = 0 if ahead is None else start - ahead
         self.players = {**autoencode.players, "discriminator": list(discriminator.parameters())}
 
     def turn(self, step: int) -> tuple[str, ...]:
-        self.autoencode.turn(step)
-        return ("autoencoder", "discriminator")
+        who = self.autoencode.turn(step)
+        return (*who, "discriminator") if step >= self.begin else who
 
     def losses(self, player: str, batch: Batch) -> Iterator[dict[str, Tensor]]:
         if player == "discriminator":

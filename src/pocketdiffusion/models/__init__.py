@@ -5,5 +5,8 @@ its branches (``BRANCHES``), its removable blocks (``BLOCKS``) and its weight ax
 ``example()``, the inputs that tests, bench and exporters use. Models never load, sample, train or move
 themselves.
 
-    dit.py   DiT: a text-conditioned diffusion transformer for pictures, PixArt style.
+    dit.py           DiT: a text-conditioned diffusion transformer for pictures, PixArt style.
+    unet.py          UNet: SnapGen's denoiser, a thin SDXL U-Net with separable convolutions.
+    unet_config.py   Config and presets of the U-Net, the order of its parts, SnapGen's ablation as presets.
+    unet_count.py    Parameters and multiply-accumulates of a U-Net by part, from its config alone.
 """

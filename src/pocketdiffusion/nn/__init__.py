@@ -11,6 +11,8 @@ inside a network, ``axes`` makes a smaller network out of a bigger one.
     mlp.py          Feed-forward layers: MLP (tanh-approximated GELU) and GEGLU.
     modulation.py   adaLN-single: one projection of the time embedding, a small table per block.
     norm.py         RMSNorm and LayerNorm with fp32 statistics.
+    projector.py    Features of one network in the width and on the grid of another's.
+    residual.py     Residual convolutions that are told the time: dense, or separable and expanded (SnapGen).
     rope.py         Rotary position embedding in one, two or three dimensions.
     taps.py         tap(model, names)(x, t, cond) -> v, {name: tensor}: the only path to features.
     time.py         The noise level t in [0, 1] as a vector: sinusoids and a two-layer MLP.

@@ -14,6 +14,12 @@ Recipes may import everything. A variant is a flag if it is a number and a new r
     autoencoder_claims.py  What H3AE claims, at small scale: arms that differ in one thing, over paired seeds.
     autoencoder_speed.py   Autoencoders side by side, in pairs of equal compression: operations, time, memory.
     scenes_teacher.py      The text-to-image teacher of the scenes world: a DiT and its text encoder.
+    snapgen_ladder.py      SnapGen's design steps: counted beside the paper's numbers, and trained small.
+    snapgen_speed.py       One denoising step, side by side: SnapGen's U-Net, SDXL, SD3 medium, PixArt-alpha.
+    snapgen_scenes_kd.py   SnapGen's distillation in the scenes world: a DiT teaches a small U-Net.
+    snapgen_scenes_4step.py  SnapGen's step distillation: a scenes denoiser learns to draw in four steps.
+    snapgen_kd_ladder.py   SnapGen's ladder: task, + output, + features, + timestep-aware scaling, over seeds.
+    snapgen_full.py        SnapGen at full size: SD3.5-Large teaches the 0.38 B U-Net, then four steps.
     scenes_features.py     The feature network of the scenes world: the default of Frechet distances.
     scenes_throughput.py   How fast the scenes world is drawn, and the teacher trains: eager, compiled, bf16.
     scenes_bits.py         Four-bit weights, with biases and norms tuned to them by self-distillation.

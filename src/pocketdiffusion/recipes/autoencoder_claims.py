@@ -1,13 +1,15 @@
 """What H3AE claims, at small scale: arms that differ in one thing, over paired seeds.
 
-    pocket train autoencoder_claims                                          # the losses, 3 seeds
+    pocket train autoencoder_claims                                 # the losses, 3 seeds: an hour of one core
     pocket train autoencoder_claims --arms l1 told --control l1              # the omni objective
     pocket train autoencoder_claims --arms l1 flat_0 nearest wide kl_1e-3    # layers, channels, KL
+    pocket train autoencoder_claims --arms l1 consistency se consistency_se  # with scale equivariance, both
 
 Every run is kept (OUT/ARM-SEED.json) and not repeated. Of a seed, all arms see the same clips and noise; the
 arms that change a loss begin with the same weights too. ``perceptual`` and ``frechet`` are judged by the
 network that the arm of that name learns from, and ``cycle`` is what latent consistency asks for: neither is
-neutral. Not run in full yet: docs/results.md (claims).
+neutral; nor is ``frechet_clips``, which is no rFVD (eval/reconstruction.py). Not run in full yet:
+docs/results.md (claims).
 """
 
 from __future__ import annotations
@@ -26,13 +28,15 @@ from ..bench.cost import cost
 from ..bench.table import text
 from ..data.motion import Clips
 from ..device import bf16, choose
-from ..eval.reconstruction import scene_maps
+from ..eval.features import SceneNet
+from ..eval.reconstruction import lpips, scene_maps
 from ..eval.seeds import against, collect, settings, table
 from ..eval.spectrum import curves
 from ..methods.autoencode import Autoencode, Term, Weighed
 from ..methods.consistency import latent_kl, latent_mse
+from ..methods.equivariance import scale_equivariance
 from ..methods.patch_gan import PatchGAN
-from ..methods.perceptual import perceptual
+from ..methods.perceptual import judged, perceptual
 from ..methods.wavelet import wavelet
 from ..nn.heads import PatchHead
 from ..pipeline import SHIPPED
@@ -43,8 +47,17 @@ from ..types import Method
 from .h3ae_scenes import WORLD, measured, mixed
 from .h3ae_scenes import Args as Training
 
-MEASURES = {"psnr": 2, "rest": 2, "rest_told": 2, "ssim": 4, "perceptual": 4, "frechet": 2}
-MEASURES |= {"flicker": 4, "cycle": 4, "high": 3, "high_sampled": 3, "kmacs": 1}
+MEASURES = {"psnr": 2, "rest": 2, "rest_told": 2, "gain_near": 2, "gain_far": 2, "ssim": 4}
+MEASURES |= {
+    "perceptual": 4,
+    "frechet": 2,
+    "frechet_clips": 2,
+    "flicker": 4,
+    "cycle": 4,
+    "high": 3,
+    "high_sampled": 3,
+    "kmacs": 1,
+}
 MAY_CHANGE = {"arms", "control", "seeds"}
 # what an arm changes in the network
 NETWORKS: dict[str, Callable[[Config], Config]] = {
@@ -54,13 +67,16 @@ NETWORKS: dict[str, Callable[[Config], Config]] = {
     "told": lambda c: replace(c, omni=True),
 }
 # what an arm adds to L1 and KL, with the weight that is ours unless --weight is given
-LOSSES: dict[str, tuple[Callable[[Any], Term], float]] = {
-    "consistency": (lambda maps: latent_kl, 0.1),
-    "consistency_mse": (lambda maps: latent_mse, 0.1),
-    "perceptual": (perceptual, 0.1),
-    "wavelet": (lambda maps: wavelet, 0.5),
+LOSSES: dict[str, tuple[Callable[[H3AE, SceneNet], Term], float]] = {
+    "consistency": (lambda vae, net: latent_kl, 0.1),
+    "consistency_mse": (lambda vae, net: latent_mse, 0.1),
+    "perceptual": (lambda vae, net: perceptual(scene_maps(net)), 0.1),
+    "lpips": (lambda vae, net: judged(lpips("vgg", next(vae.parameters()).device)), 0.1),
+    "wavelet": (lambda vae, net: wavelet, 0.5),
+    "se": (lambda vae, net: scale_equivariance(vae.config.factor), 0.25),
 }
-ARMS = ("l1", *LOSSES, "gan", *NETWORKS, "kl_1e-3")
+BOTH = "consistency_se"
+ARMS = ("l1", *LOSSES, BOTH, "gan", *NETWORKS, "kl_1e-3")
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ class Args:
     seeds: tuple[int, ...] = (0, 1, 2)
     weight: float | None = None  # of the arms' terms, to scan it (into another --out)
     preset: str = "ablation"
-    steps: int = 600
+    steps: int = 500
     batch: int = 4
     frames: int = 9
     lr: float = 3e-3
@@ -84,16 +100,16 @@ class Args:
 def method_of(arm: str, vae: H3AE, args: Args, device: torch.device) -> Method:
     features = store.load(SHIPPED / "scenes" / "features").to(device).requires_grad_(False)
     terms = {}
-    if arm in LOSSES:
-        make, weight = LOSSES[arm]
+    for name in ("consistency", "se") if arm == BOTH else [arm] if arm in LOSSES else []:
+        make, weight = LOSSES[name]
         given = weight if args.weight is None else args.weight
-        terms = {arm: Weighed(make(scene_maps(features)), given, args.steps // 10)}
+        terms[name] = Weighed(make(vae, features), given, args.steps // 10)
     beta = float(arm.removeprefix("kl_")) if arm.startswith("kl_") else 1e-6
     method = Autoencode(vae, beta, terms=terms, told=0.5 if arm == "told" else 0.0)
     if arm == "gan":
         # listened to after reconstruction has settled, as is usual
         given = 0.1 if args.weight is None else args.weight
-        return PatchGAN(method, PatchHead(width=32).to(device), given, args.steps // 2)
+        return PatchGAN(method, PatchHead(width=32).to(device), given, args.steps // 2, args.steps // 4)
     return method
 
 

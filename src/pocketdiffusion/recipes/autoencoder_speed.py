@@ -6,7 +6,8 @@
 
 Ours and diffusers' classes in their published configurations, all with random weights: what they compute does
 not depend on them. Every row has channels and compression beside it, for numbers at unequal ones say little.
-Counts are in docs/results.md (autoencoders), times not yet. Ends with OUT/speed.json.
+A run that was cut goes on with the rows that are not in OUT/speed.json yet. Counts are in docs/results.md
+(autoencoders), times not yet. Ends with OUT/speed.json.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from ..bench.memory import peak
 from ..bench.table import text
 from ..device import choose
 from ..disk import renamed
+from ..eval.seeds import settings, settled
 
+MAY_CHANGE = {"pairs"}
 # compression -> ours (class and preset), diffusers' (names in teachers.autoencoders)
 PAIRS: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
     "4x8x8": ((("H3AE", "4x8x8"),), ("wan2.1", "cogvideox-2b")),
@@ -122,15 +125,19 @@ def row(pair: str, kind: str, preset: str, args: Args, device: torch.device) -> 
 def main(args: Args) -> None:
     if unknown := set(args.pairs) - set(PAIRS):
         raise ValueError(f"--pairs {sorted(unknown)[0]}: expected some of {', '.join(PAIRS)}")
-    device = choose(args.device)
-    rows: list[dict[str, Any]] = []
+    device, path = choose(args.device), args.out / "speed.json"
+    settled(args.out, settings(args, MAY_CHANGE) | {"device": device.type, "bf16": args.bf16})
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    known = {(r["pair"], r["autoencoder"]) for r in rows}
     for pair in args.pairs:
         ours, theirs = PAIRS[pair]
         for kind, preset in (*ours, *(("diffusers", name) for name in theirs)):
+            if (pair, f"{kind} {preset}") in known:
+                continue
             rows.append(row(pair, kind, preset, args, device))
             print(json.dumps(rows[-1]), flush=True)
-            args.out.mkdir(parents=True, exist_ok=True)
-            with renamed(args.out / "speed.json") as temporary:
+            with renamed(path) as temporary:
                 temporary.write_text(json.dumps(rows, indent=2) + "\n")
+    rows = [r for r in rows if r["pair"] in args.pairs]
     columns = list(dict.fromkeys(k for r in rows for k in r))
     print(text([{k: r.get(k) for k in columns} for r in rows]))

@@ -22,8 +22,8 @@ from ..autoencoders.h3ae import H3AE
 from ..data.motion import MOVING_WORLD, Clips
 from ..data.scenes import Scenes
 from ..device import bf16, choose
-from ..eval.reconstruction import measure, psnr
-from ..methods.autoencode import Autoencode, Weighed, frames
+from ..eval.reconstruction import by_frame, measure
+from ..methods.autoencode import Autoencode, Weighed
 from ..methods.consistency import latent_kl
 from ..pipeline import SHIPPED
 from ..train import spread
@@ -67,18 +67,28 @@ def mixed(args: Args, device: torch.device) -> Callable[[int, int], Batch]:
 
 @torch.no_grad()
 def measured(vae: H3AE, size: int, count: int, device: torch.device, clips: int = 64) -> dict[str, float]:
-    """On clips that no training run sees; ``rest``: PSNR of frames 2 to T, ``rest_told``: given the first."""
+    """On clips that no training run sees; ``rest``: PSNR of frames 2 to T, ``rest_told``: given the first.
+
+    ``gain_near``, ``gain_far``: what that is worth in dB in the f_t frames after the first, and in the last.
+    """
     drawn = Clips(WORLD, min(clips, 8), size, count, device)
     batches = [drawn(10**6, i).x for i in range(max(1, clips // 8))]
     found = measure(vae, batches, store.load(SHIPPED / "scenes" / "features").to(device))
-    for name, first in {"rest": False, "rest_told": True}.items():
-        if first and not vae.config.omni:
-            continue
-        ratios = []
-        for x in batches:
-            y = vae.decode(vae.encode(x), x[:, :, 0] if first else None).clamp(-1, 1)
-            ratios.append(psnr(frames(x[:, :, 1:]), frames(y[:, :, 1:])).mean().item())
-        found[name] = sum(ratios) / len(ratios)
+
+    def later(told: bool) -> torch.Tensor:
+        """PSNR of frames 2 to T."""
+        rows = [
+            by_frame(x, vae.decode(vae.encode(x), x[:, :, 0] if told else None).clamp(-1, 1)) for x in batches
+        ]
+        return torch.stack(rows).mean(0)[1:]
+
+    plain, pace = later(False), vae.config.time_factor
+    found["rest"] = plain.mean().item()
+    if vae.config.omni:
+        told = later(True)
+        gain = told - plain
+        found["rest_told"] = told.mean().item()
+        found |= {"gain_near": gain[:pace].mean().item(), "gain_far": gain[-pace:].mean().item()}
     return found
 
 

@@ -1,13 +1,16 @@
 """Does scale equivariance make latents easier to model? A small DiT tells.
 
-    pocket train scale_equivariance                                     # the shipped autoencoder, 3 seeds
+    pocket train scale_equivariance                                     # 3 arms, 3 seeds: an hour of one core
     pocket train scale_equivariance --vae FOLDER --data FOLDER/pictures --size 256 --dit-steps 0 --device cuda
+    pocket train scale_equivariance --vae FOLDER --clips                # a video autoencoder; space only
 
-Arms: ``original``; ``control``, fine-tuned as long without the term; ``se``, with it; ``eq``, with EQ-VAE's
-rule instead. Of each: PSNR, the equivariance error, the share of high frequencies in its latents, and the
-Frechet distance of a small DiT trained from scratch on them for equal steps. Every run is kept and not
-repeated. Claims rest on ``se`` against ``control``; ``original`` is one network whatever the seed. Not run
-in full yet: docs/results.md (claims). Ends with OUT/ARM-SEED/vae and OUT/spectra.svg.
+Arms: ``original``; ``control``, fine-tuned as long without the term; ``se``, with it; ``lc_se``, with it and
+latent consistency; ``eq``, with EQ-VAE's rule and ``chop``, with chopping instead. Of each: PSNR, the
+equivariance error, the share of high frequencies in its latents, and the Frechet distance of a small DiT
+trained from scratch on them for equal steps (with --clips, on latents of pictures: clips of one frame). Every
+run is kept and not repeated, and one that was cut goes on. Claims rest on ``se`` against ``control``;
+``original`` is one network whatever the seed. Not run in full yet: docs/results.md (claims). Ends with
+OUT/ARM-SEED/vae and OUT/spectra.svg.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from torch import Tensor
 from .. import store
 from ..bench.table import text
 from ..cli.autoencoder import autoencoder_of
+from ..data import motion
+from ..data.clips import Clips
 from ..data.latents import Encoded
 from ..data.photos import Photos
 from ..data.scenes import EVAL_WORLD, Scenes
@@ -32,6 +37,8 @@ from ..eval.reconstruction import measure
 from ..eval.seeds import against, collect, settings, table
 from ..eval.spectrum import curves, equivariance_error
 from ..methods.autoencode import Autoencode, Weighed
+from ..methods.chopping import chopping
+from ..methods.consistency import latent_kl
 from ..methods.equivariance import eq_vae, scale_equivariance
 from ..methods.flow_matching import FlowMatching
 from ..models import dit
@@ -42,11 +49,12 @@ from ..train import spread
 from ..train.fit import Data, Run, fit
 from ..train.optimisers import adamw, warmup_cosine
 from ..types import Batch, Cond
+from .h3ae_scenes import WORLD as CLIPS_WORLD
 from .smoke import WORLD
 
 MAY_CHANGE = {"arms", "seeds"}
 MEASURES = {"psnr": 2, "se_error": 4, "high": 4, "slope": 4, "frechet_dit": 2}
-ARMS = ("original", "control", "se", "eq")
+ARMS = ("original", "control", "se", "lc_se", "eq", "chop")
 
 
 @dataclass(frozen=True)
@@ -54,15 +62,18 @@ class Args:
     out: Path = Path("runs/scale_equivariance")
     vae: str = "scenes"  # a shipped pipeline's, or a folder, ours or of diffusers
     data: str = "scenes"  # scenes, photos (in scikit-image) or a folder of pictures
+    clips: bool = False  # for an autoencoder of clips; --data: scenes, or a folder with train/ and test/
+    frames: int = 17  # of a clip
     arms: tuple[str, ...] = ("original", "control", "se")
     seeds: tuple[int, ...] = (0, 1, 2)
     alpha: float = 0.25  # weight of the term, as in the paper
-    steps: int = 800  # of fine-tuning
-    batch: int = 16
+    consistency: float = 0.1  # weight of latent consistency in lc_se
+    steps: int = 500  # of fine-tuning
+    batch: int = 16  # pictures; of clips a quarter as many
     lr: float = 2e-4
     beta: float = 1e-4  # weight of the KL term
     noise: float = 0.03  # added to latents, as the shipped decoder was trained
-    dit_steps: int = 1500  # 0: no DiT
+    dit_steps: int = 900  # 0: no DiT
     pictures: int = 512  # that it draws to be judged
     size: int = 64
     held_out: int = 256  # pictures to judge the autoencoder on
@@ -71,21 +82,36 @@ class Args:
 
 
 def source(args: Args, device: torch.device, split: str) -> Data:
+    if args.clips:
+        count = max(1, args.batch // 4)
+        if args.data == "scenes":
+            return motion.Clips(CLIPS_WORLD, count, args.size, args.frames, device)
+        return Clips(Path(args.data, split), count, args.size, args.frames, device=device)
     if args.data != "scenes":
         path = None if args.data == "photos" else args.data
         return Photos(args.batch, args.size, split, path, device=device)
     return Scenes(EVAL_WORLD, args.batch, args.size, device)
 
 
+def terms_of(arm: str, factor: int, args: Args) -> dict[str, Weighed]:
+    """What an arm adds to L1 and KL. The control computes nothing: the same random numbers and batches."""
+    equivariance = Weighed(scale_equivariance(factor), args.alpha)
+    return {
+        "se": {"se": equivariance},
+        "lc_se": {"se": equivariance, "lc": Weighed(latent_kl, args.consistency, args.steps // 10)},
+        "chop": {"chop": Weighed(chopping(), args.alpha)},
+    }.get(arm, {})
+
+
 def tuned(arm: str, seed: int, args: Args, device: torch.device) -> Any:
     """The autoencoder of an arm, its latents at unit variance."""
-    vae = autoencoder_of(args.vae).to(device)
+    vae = autoencoder_of(args.vae, args.clips).to(device)
+    if args.size < 8 * vae.config.factor:
+        raise ValueError(f"--size {args.size}: expected {8 * vae.config.factor} or more, 8 latent positions")
     data, factor = source(args, device, "train"), vae.config.factor
     if arm != "original":
-        # the control computes no term at all: the same random numbers, the same batches
-        terms = {"se": Weighed(scale_equivariance(factor), args.alpha)} if arm == "se" else {}
         view = eq_vae(factor) if arm == "eq" else None
-        method = Autoencode(vae, args.beta, args.noise, terms, view=view)
+        method = Autoencode(vae, args.beta, args.noise, terms_of(arm, factor, args), view=view)
         run = Run(
             args.steps,
             args.out / f"{arm}-{seed}",
@@ -110,7 +136,7 @@ def tuned(arm: str, seed: int, args: Args, device: torch.device) -> Any:
     return vae.requires_grad_(False)
 
 
-def drawn(vae: Any, seed: int, args: Args, device: torch.device) -> float:
+def drawn(vae: Any, seed: int, args: Args, device: torch.device, folder: Path) -> float:
     """The Frechet distance of a small DiT's pictures, trained from scratch on ``vae``'s latents."""
     torch.manual_seed(seed)
     words = Pipeline.from_pretrained("scenes").text_encoder.tokenizer
@@ -122,8 +148,10 @@ def drawn(vae: Any, seed: int, args: Args, device: torch.device) -> float:
         return batch.x, reader.embed(batch.text)
 
     method = FlowMatching(model, embed, lambda: reader.embed([""]), weights)
-    data = Encoded(Scenes(WORLD, 32, args.size, device), vae.encode)
-    run = Run(args.dit_steps, seed=seed, ema=0.995, bf16=bf16(device, args.bf16))
+    # drawing and encoding a batch costs more than a step of so small a network
+    data = Encoded(Scenes(WORLD, 32, args.size, device), vae.encode, uses=2)
+    half = bf16(device, args.bf16)
+    run = Run(args.dit_steps, folder, seed, ema=0.995, bf16=half, save_every=200, keep=1, name="dit")
     networks = {"transformer": model, "text_encoder": reader}
     rate = warmup_cosine(args.dit_steps, 50)
     state = fit(method, data, {"denoiser": adamw(weights, 3e-3)}, networks, run, rate)
@@ -158,7 +186,7 @@ def judged(arm: str, seed: int, args: Args, device: torch.device) -> dict[str, f
         shown = {"pixels": spectra["pixels"], arm: spectra["latents"]}
         store.write_json(folder / f"{arm}.json", {k: s.levels.tolist() for k, s in shown.items()})
     if args.dit_steps:
-        found["frechet_dit"] = drawn(vae, seed, args, device)
+        found["frechet_dit"] = drawn(vae, seed, args, device, args.out / f"{arm}-{seed}" / "dit")
     return found
 
 

@@ -48,31 +48,41 @@ RUNTIMES: dict[str, Callable[[Path, int | None], Component]] = {"onnx": opened}
 
 
 class Words:
-    """Prompts -> (ids (1, N), mask (1, N)), as the manifest says."""
+    """Prompts -> (ids (1, N), mask (1, N)), as the manifest says: of one tokenizer or several in a row."""
 
     def __init__(self, folder: Path, text: dict[str, Any]):
         from tokenizers import Tokenizer
 
-        path = folder / text["tokenizer"]
-        try:
-            self.inner = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path}: not a readable tokenizer ({error})") from None
-        self.length, self.begin, self.end = text["length"], text["begin"], text["end"]
+        self.parts: list[tuple[Any, dict[str, Any]]] = []
+        for part in text.get("parts", [text]):
+            path = folder / part["tokenizer"]
+            try:
+                self.parts.append((Tokenizer.from_file(str(path)), part))
+            except Exception as error:  # the library raises bare Exception
+                raise ValueError(f"{path}: not a readable tokenizer ({error})") from None
 
     def __call__(self, prompt: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         # bytes that are no text come from a shell as lone surrogates
-        ids = self.inner.encode(prompt.encode("utf-8", "replace").decode()).ids
-        if len(ids) > self.length - 2:
-            has = len(ids) + 2
-            print(
-                f"warning: prompt cut to {self.length} tokens (it has {has}): {prompt[:60]!r}",
-                file=sys.stderr,
-            )
-        row = [self.begin, *ids[: self.length - 2], self.end]
-        padded = np.zeros((1, self.length), np.int32)
-        padded[0, : len(row)] = row
-        return padded, (np.arange(self.length)[None] < len(row)).astype(np.float32)
+        clean = prompt.encode("utf-8", "replace").decode()
+        found = [row(inner, part, clean) for inner, part in self.parts]
+        return np.concatenate([ids for ids, _ in found], 1), np.concatenate([mask for _, mask in found], 1)
+
+
+def row(inner: Any, part: Mapping[str, Any], prompt: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Numbers and mask of one tokenizer: [begin] prefix prompt suffix [end], cut and padded to its length."""
+    said = prompt.lower().strip() if part.get("lower") else prompt
+    if said or part.get("always"):
+        said = part.get("prefix", "") + said + part.get("suffix", "")
+    ids, length = inner.encode(said).ids, part["length"]
+    begin, end = ([] if part[side] is None else [part[side]] for side in ("begin", "end"))
+    room = length - len(begin) - len(end)
+    if len(ids) > room:
+        has = len(ids) + length - room
+        print(f"warning: prompt cut to {length} tokens (it has {has}): {prompt[:60]!r}", file=sys.stderr)
+    numbers = [*begin, *ids[:room], *end]
+    padded = np.zeros((1, length), np.int32)
+    padded[0, : len(numbers)] = numbers
+    return padded, (np.arange(length)[None] < len(numbers)).astype(np.float32)
 
 
 class Bundle:

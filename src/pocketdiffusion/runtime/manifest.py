@@ -3,7 +3,7 @@
 target, precision           which exporter wrote it, and how finely
 schedule                    the pipeline's own: sampler, steps, shift, times, guidance, interval, size
 picture, latent             (H, W) pixels; (C, h, w)
-text                        tokenizer file, length, begin and end token
+text                        tokenizer file, length, begin and end token; or parts, a list of such
 components                  text_encoder, denoiser, decoder: file, inputs and outputs with shape and dtype
 files                       name -> SHA-256 of every file of the bundle but the manifest
 versions                    of what wrote it

@@ -64,7 +64,9 @@ def velocity(call: Call, manifest: Manifest, cond: Named, null: Named, guidance:
 def encode(call: Call, ids: Any, mask: Any) -> dict[str, Any]:
     """One row of tokens -> what the denoiser reads."""
     inputs = {"ids": ids.astype(np.int32), "mask": mask.astype(np.float32)}
-    return {**call("text_encoder", inputs), "mask": inputs["mask"]}
+    said = dict(call("text_encoder", inputs))
+    # encoders of which a denoiser reads other tokens than they do say themselves which are real
+    return {"mask": said.pop("real", inputs["mask"]), **said}
 
 
 def sample(

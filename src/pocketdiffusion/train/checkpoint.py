@@ -3,7 +3,7 @@
 A checkpoint is a folder ``step-00001000`` with ``state.json`` (the nested state, tensors replaced by their
 keys) and ``tensors.safetensors``. It is written under a temporary name and renamed, so a name that exists is
 a whole one unless the disk itself lost bytes; sizes are recorded to notice that. Pickle is neither written
-nor read.
+nor read. A file ``held.NAME`` in a checkpoint keeps it out of the rotation (``hold``).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 PREFIX = "step-"
+HELD = "held."
 
 
 def pack(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
@@ -77,7 +78,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     # Later ones are damaged ones that were passed over; they must not push this one out.
-    for old in [p for p in found(folder) if p <= final][:-keep]:
+    for old in [p for p in found(folder) if p <= final and not any(p.glob(HELD + "*"))][:-keep]:
         shutil.rmtree(old)
     return final
 
@@ -85,6 +86,20 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
 def found(folder: Path) -> list[Path]:
     """All checkpoints in ``folder``, oldest first."""
     return sorted(p for p in folder.glob(PREFIX + "*") if p.is_dir())
+
+
+def hold(folder: Path, step: int, who: str) -> None:
+    """Keep the newest checkpoint up to ``step`` from being dropped, in place of what ``who`` held before."""
+    there = [p for p in found(folder) if p.name <= f"{PREFIX}{step:08d}"]
+    for old in there[:-1]:
+        (old / (HELD + who)).unlink(missing_ok=True)
+    if there:
+        (there[-1] / (HELD + who)).touch()
+
+
+def held(folder: Path, who: str) -> Path | None:
+    """The checkpoint that ``who`` holds."""
+    return next((p for p in found(folder) if (p / (HELD + who)).exists()), None)
 
 
 def load(path: Path) -> dict[str, Any]:

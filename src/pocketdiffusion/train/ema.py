@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from .shard import split
 
@@ -31,7 +32,12 @@ class Ema:
     @torch.no_grad()
     def update(self, step: int) -> None:
         d = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.shadow.values()), [p.detach() for p in self.live.values()], 1 - d)
+        # what is split over processes and what is not cannot be in one call
+        for kind in (True, False):
+            keys = [k for k, v in self.shadow.items() if isinstance(v, DTensor) is kind]
+            if keys:
+                live = [self.live[k].detach() for k in keys]
+                torch._foreach_lerp_([self.shadow[k] for k in keys], live, 1 - d)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -38,9 +38,17 @@ def shard(network: nn.Module) -> None:
     mesh = init_device_mesh(device.type, (spread.world(),))
     # FSDP2 takes no parameter without dimensions; those stay whole
     whole = {p for p in network.parameters() if p.ndim == 0}
-    lists = [m for m in network.children() if isinstance(m, nn.ModuleList)]
-    for unit in [*(block for blocks in lists for block in blocks), network]:
+    for unit in [*blocks(network), network]:
         fully_shard(unit, mesh=mesh, ignored_params=whole)
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """What the outermost module lists hold."""
+    found: list[nn.Module] = []
+    for child in network.children():
+        inner = list(child) if isinstance(child, nn.ModuleList) else blocks(child)
+        found += [m for m in inner if any(True for _ in m.parameters())]
+    return found
 
 
 def local(x: Tensor) -> Tensor:

@@ -43,6 +43,9 @@ class CausalAttention(Attention):
     Every frame is given the keys of its own window, so that there is no mask of tokens by tokens.
     """
 
+    def forward(self, x: Tensor, ctx: Ctx) -> Tensor:  # type: ignore[override]
+        return self.stream(x, None, ctx)[0]
+
     def stream(self, x: Tensor, state: State | None, ctx: Ctx) -> tuple[Tensor, State]:
         q = self.norm_q(self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2))  # (B, H, N, d)
         k = self.norm_k(self.k(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2))  # (B, K, N, d)
@@ -75,6 +78,10 @@ class Block(nn.Module):
         self.norm2 = RMSNorm(dim)
         self.mlp = MLP(dim, mlp)
 
+    def forward(self, x: Tensor, ctx: Ctx) -> Tensor:
+        x = x + self.attn(self.norm1(x), ctx)
+        return x + self.mlp(self.norm2(x))
+
     def stream(self, x: Tensor, state: State | None, ctx: Ctx) -> tuple[Tensor, State]:
         after: State = {}
         x = x + streamed(self, "attn", self.norm1(x), state, after, ctx)
@@ -99,7 +106,12 @@ class CausalBlocks(nn.Module):
         return Ctx(rope, h * w, self.window, seen)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.stream(x)[0]
+        t, h, w = x.shape[2:]
+        ctx = self.context(t, h, w, None, x)
+        tokens = x.flatten(2).transpose(1, 2)  # (B, T H W, D)
+        for block in self.blocks:
+            tokens = block(tokens, ctx)
+        return tokens.transpose(1, 2).unflatten(2, (t, h, w))
 
     def stream(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         t, h, w = x.shape[2:]

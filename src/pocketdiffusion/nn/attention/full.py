@@ -35,6 +35,8 @@ class NaiveCore(nn.Module):
 class Attention(nn.Module):
     """``source`` is the width of the other sequence for cross-attention; None = self-attention.
 
+    ``bias`` is of all four projections, ``out_bias`` of the last alone.
+
     forward(x (B, N, D), rope table (2, N, d/2) or None, other (B, M, source), mask (B, M) bool) -> (B, N, D)
     """
 
@@ -47,6 +49,7 @@ class Attention(nn.Module):
         source: int | None = None,
         qk_norm: bool = True,
         bias: bool = False,
+        out_bias: bool = False,
     ):
         super().__init__()
         kv_heads = kv_heads or heads
@@ -56,7 +59,7 @@ class Attention(nn.Module):
         self.q = nn.Linear(dim, heads * head_dim, bias=bias)
         self.k = nn.Linear(source or dim, kv_heads * head_dim, bias=bias)
         self.v = nn.Linear(source or dim, kv_heads * head_dim, bias=bias)
-        self.out = nn.Linear(heads * head_dim, dim, bias=bias)
+        self.out = nn.Linear(heads * head_dim, dim, bias=bias or out_bias)
         self.norm_q = RMSNorm(head_dim) if qk_norm else nn.Identity()
         self.norm_k = RMSNorm(head_dim) if qk_norm else nn.Identity()
         self.core = Core()

@@ -1,0 +1,170 @@
+"""SnapGen's step distillation: a scenes denoiser learns to draw in four steps.
+
+    pocket train snapgen_scenes_4step --student runs/snapgen_scenes_kd/pipeline
+    pocket train snapgen_scenes_4step --student FOLDER --few-step-teacher FOLDER     # a teacher of few steps
+    torchrun --nproc-per-node 2 -m pocketdiffusion train snapgen_scenes_4step --student FOLDER
+
+The discriminator is small heads on every block of the frozen base teacher. Beside the adversarial loss the
+student is told what a few-step teacher predicts; without one, the base teacher with its guidance takes that
+place, as SnapGen's specification of the fallback has it here (methods/adversarial.py). Health is watched, and
+a collapse stops the run. Not run in full yet; the default is sized for an hour or two on two cores. Ends with
+a pipeline folder, OUT/pipeline, that is sampled by renoise at four levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import store
+from ..device import bf16, choose
+from ..diffusion.guidance import cfg
+from ..diffusion.samplers import Step
+from ..diffusion.times import grid
+from ..methods.adversarial import Adversarial, Guide, Tapped
+from ..nn.heads import Heads
+from ..nn.projector import as_map
+from ..nn.taps import tap
+from ..pipeline import SHIPPED, Pipeline, same_latents
+from ..train import spread
+from ..train.fit import Hook, Run, every, fit
+from ..train.health import Watch, diversity, drift, least, pairwise, ratio
+from ..train.optimisers import adamw, warmup_cosine
+from ..types import Cond, Denoiser
+from .scenes_teacher import LOOK
+from .snapgen_scenes_kd import blocks, reads, scenes, shown
+
+PER = 4  # pictures of each prompt that diversity is measured on
+
+
+@dataclass(frozen=True)
+class Args:
+    student: str  # a folder with the pipeline to begin with
+    out: Path = Path("runs/snapgen_scenes_4step")
+    teacher: str = "scenes"  # the discriminator's features, and the guided predictions of the fallback
+    few_step_teacher: Path | None = None  # a pipeline folder; sampled without guidance
+    levels: int = 4  # steps of the result
+    shift: float = 2.5  # of those levels
+    objective: str = "hinge"  # or non_saturating, relativistic (methods/adversarial.py)
+    weight: float = 1.0  # of the distillation term
+    r1: float = 0.0  # weight of the gradient penalty
+    width: int = 32  # of the discriminator's heads
+    steps: int = 1500
+    batch: int = 16  # per process
+    uses: int = 4  # steps that a batch serves, with other levels and noise
+    lr: float = 2e-5
+    lr_heads: float = 1e-4
+    seed: int = 0
+    bf16: bool | None = None  # autocast; None: where the device has it in hardware
+    look: int = 250  # steps between samples: their health, and grids in TensorBoard; 0 = none
+    device: str = "cpu"
+
+
+def guide_of(args: Args, teacher: Pipeline) -> Guide:
+    """A few-step teacher as it is, or the base teacher with the guidance that its pipeline asks for."""
+    if args.few_step_teacher:
+        given = Pipeline.from_pretrained(args.few_step_teacher).to(teacher.device)
+        same_latents(str(args.few_step_teacher), given.vae, args.teacher, teacher.vae)
+        model: Denoiser = given.transformer.requires_grad_(False)
+        return Guide(model, reads(given.text_encoder, False), args.weight, args.shift)
+    with torch.no_grad():
+        null = teacher.text_encoder.embed([""])
+    guided = cfg(teacher.transformer, null, teacher.schedule.guidance, teacher.schedule.interval)
+    return Guide(guided, reads(teacher.text_encoder, False), args.weight, args.shift)
+
+
+def judge_of(teacher: Pipeline, example: tuple[Tensor, Cond], width: int) -> tuple[Tapped, Heads]:
+    """A tap on every block of the frozen teacher, and a head for each of them."""
+    features = tap(teacher.transformer, blocks(teacher.transformer))
+    x, cond = example
+    with torch.no_grad():
+        found = features(x, x.new_full((len(x),), 0.5), cond)[1]
+    channels = {name: as_map(feature, x).shape[1] for name, feature in found.items()}
+    text = 0 if cond.pooled is None else cond.pooled.shape[1]
+    return features, Heads(channels, width, text).to(teacher.device)
+
+
+def balance() -> list[Hook]:
+    """Stop when one of the two has won. The limits are ours: far outside what a run does that goes well."""
+    accuracy = least("discriminator/accuracy_real", "discriminator/accuracy_fake")
+    return [
+        every(10, Watch("accuracy", accuracy, 0.01, 0.99, patience=20)),
+        every(10, Watch("ratio", ratio("generator/adversarial", "generator/kd"), high=10.0, patience=20)),
+    ]
+
+
+def watches(pipe: Pipeline, base: Pipeline, latents: Tensor, args: Args) -> list[Hook]:
+    """What stops the run: the balance, and what the pictures look like."""
+    hooks = balance()
+    if not args.look:
+        return hooks
+    prompts = [p for p in LOOK for _ in range(PER)]
+    features = store.load(SHIPPED / "scenes" / "features").to(pipe.device).requires_grad_(False).features
+
+    def drawn() -> Tensor:
+        return pipe.sample(prompts, seed=args.seed)
+
+    def drawn_latents() -> Tensor:
+        steps: list[Step] = []
+        pipe.sample(prompts, seed=args.seed, callback=steps.append)
+        return steps[-1].x
+
+    # against what the base model draws of the same prompts, with all of its steps
+    with torch.no_grad():
+        least = 0.3 * pairwise(features(base.sample(prompts, seed=args.seed)), PER)
+    varied = Watch("diversity", diversity(drawn, features, PER), low=least, patience=2)
+    near = Watch("drift", drift(drawn_latents, latents), high=1.5, patience=2)
+    return [*hooks, *(every(args.look, hook) for hook in (varied, near, shown(pipe, args.seed)))]
+
+
+def main(args: Args) -> None:
+    device = choose(args.device)
+    teacher, base = (Pipeline.from_pretrained(name).to(device) for name in (args.teacher, args.student))
+    same_latents(args.student, base.vae, args.teacher, teacher.vae)
+    for network in (*teacher.components.values(), *base.components.values()):
+        network.requires_grad_(False)
+    torch.manual_seed(args.seed)
+    levels, size = tuple(grid(args.levels, args.shift)[:-1].tolist()), teacher.schedule.size
+    data, read = scenes(args, teacher, size), reads(teacher.text_encoder, False)
+
+    features, heads = judge_of(teacher, read(data(args.seed, 0)), args.width)
+    latents = data(args.seed, 0).x
+    student = Pipeline.from_pretrained(args.student).transformer.to(device).train()
+    schedule = replace(base.schedule, sampler="renoise", times=levels, guidance=1.0, steps=len(levels))
+    pipe = Pipeline(student, base.text_encoder, base.vae, schedule)
+    method = Adversarial(
+        student,
+        reads(base.text_encoder, False),
+        list(student.parameters()),
+        features,
+        read,
+        heads,
+        levels,
+        args.objective,
+        guide_of(args, teacher),
+        args.r1,
+    )
+    run = Run(
+        args.steps,
+        args.out,
+        args.seed,
+        bf16=bf16(device, args.bf16),
+        ema=0.999,
+        save_every=250,
+        log_every=25,
+        name="student",
+    )
+    optimisers = {
+        "generator": adamw(method.players["generator"], args.lr, betas=(0.0, 0.99)),
+        "discriminator": adamw(method.players["discriminator"], args.lr_heads, betas=(0.0, 0.99)),
+    }
+    hooks, rate = watches(pipe, base, latents, args), warmup_cosine(args.steps, 100, 0.2)
+    networks = {"transformer": student, "heads": heads}
+    state = fit(method, data, optimisers, networks, run, rate, hooks)
+    if spread.rank():
+        return
+    with state.averaged():
+        pipe.save_pretrained(args.out / "pipeline", torch.float16)

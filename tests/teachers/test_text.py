@@ -1,0 +1,384 @@
+"""Foreign text encoders: what diffusers' own pipelines make of the same folders, and the house's rules."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+sys.path.append(str(Path(__file__).parent))
+
+import tiny_text as tiny
+
+from pocketdiffusion.data import latents
+from pocketdiffusion.teachers.encoders import PUBLISHED, instruction, load, published
+from pocketdiffusion.teachers.text import DROP, RULES
+from pocketdiffusion.types import Batch, Cond
+
+PROMPTS = tiny.PROMPTS
+CUT = pytest.mark.filterwarnings("ignore:prompt cut")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = {}
+
+    def get(family):
+        if family not in made:
+            made[family] = tiny.folder_of(family, tmp_path_factory.mktemp("text") / family)
+        return made[family]
+
+    return get
+
+
+def pipeline(folder, family):
+    """diffusers' own, with the text part alone."""
+    import diffusers
+    import transformers
+
+    told = json.loads((folder / "model_index.json").read_text())
+    parts = {}
+    for name, value in told.items():
+        if name.startswith("text_encoder"):
+            parts[name] = getattr(transformers, value[1]).from_pretrained(folder / name).eval()
+        elif name.startswith("tokenizer"):
+            parts[name] = transformers.AutoTokenizer.from_pretrained(folder / name)
+    denoiser = "unet" if family in ("sd1.5", "sdxl") else "transformer"
+    more = {"sd1.5": {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}}
+    cls = getattr(diffusers, told["_class_name"])
+    return cls(**parts, **{denoiser: None}, vae=None, scheduler=None, **more.get(family, {}))
+
+
+def theirs(folder, family, prompts):
+    """tokens, mask, pooled as the pipeline's encode_prompt gives them."""
+    pipe, how = pipeline(folder, family), {"device": "cpu", "num_images_per_prompt": 1}
+    off = {**how, "do_classifier_free_guidance": False}
+    with torch.no_grad():
+        if family == "sd1.5":
+            return pipe.encode_prompt(prompts, **off)[0], None, None
+        if family == "sdxl":
+            found = pipe.encode_prompt(prompts, **off)
+            return found[0], None, found[2]
+        if family == "sd3":
+            found = pipe.encode_prompt(prompts, None, None, **off)
+            return found[0], None, found[2]
+        if family == "flux":
+            found = pipe.encode_prompt(prompts, None, **how)
+            return found[0], None, found[1]
+        if family.startswith("pixart"):
+            found = pipe.encode_prompt(prompts, **off, max_sequence_length=120 if "alpha" in family else 300)
+            return found[0], found[1], None
+        if family == "sana":
+            found = pipe.encode_prompt(prompts, **off, complex_human_instruction=instruction().split("\n"))
+            return found[0], found[1], None
+        return *pipe._get_qwen_prompt_embeds(prompts, "cpu"), None
+
+
+@CUT
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_what_diffusers_own_pipelines_say(folders, family):
+    # the empty prompt is another matter in these two, see below
+    prompts = [p for p in PROMPTS if p or family not in ("sdxl", "sana")]
+    tokens, mask, pooled = theirs(folders(family), family, prompts)
+    cond = load(folders(family)).embed(prompts)
+    assert cond.tokens.shape == tokens.shape and tokens.std() > 0.05
+    real = torch.ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    assert torch.equal(cond.mask, real)
+    torch.testing.assert_close(cond.tokens[real], tokens[real], atol=1e-5, rtol=1e-5)
+    assert (cond.pooled is None) == (pooled is None)
+    if pooled is not None:
+        torch.testing.assert_close(cond.pooled, pooled, atol=1e-5, rtol=1e-5)
+
+
+def test_the_empty_prompt_of_sdxl_is_zeros(folders):
+    pipe = pipeline(folders("sdxl"), "sdxl")
+    with torch.no_grad():
+        found = pipe.encode_prompt(["a star"], device="cpu")
+    cond = load(folders("sdxl")).embed(["a star", ""])
+    torch.testing.assert_close(cond.tokens, torch.cat(found[:2]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(cond.pooled, torch.cat(found[2:]), atol=1e-5, rtol=1e-5)
+    assert not cond.tokens[1].any() and not cond.pooled[1].any()
+
+
+def test_sana_has_no_instruction_before_the_empty_prompt(folders):
+    pipe = pipeline(folders("sana"), "sana")
+    with torch.no_grad():
+        # prompt, mask, negative, mask of negative
+        found = pipe.encode_prompt(["a"], True, "", device="cpu", complex_human_instruction=["x"])
+    cond = load(folders("sana")).embed([""])
+    real = found[3].bool()
+    assert torch.equal(cond.mask, real) and real.sum() == 1
+    torch.testing.assert_close(cond.tokens[real], found[2][real], atol=1e-5, rtol=1e-5)
+
+
+def test_a_missing_encoder_is_zeros_as_in_sd3(folders, tmp_path):
+    whole, folder = folders("sd3"), tmp_path / "sd3"
+    folder.mkdir()
+    for name in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
+        (folder / name).symlink_to(whole / name)
+    told = json.loads((whole / "model_index.json").read_text())
+    told |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(told))
+    cond, full = load(folder, width=64).embed(["a red star"]), load(whole).embed(["a red star"])
+    assert torch.equal(cond.tokens[:, :77], full.tokens[:, :77]) and torch.equal(cond.pooled, full.pooled)
+    assert cond.tokens.shape == full.tokens.shape and not cond.tokens[:, 77:].any()
+
+
+@pytest.fixture(scope="module")
+def snapgen(folders):
+    xl, gemma = str(folders("sdxl")), str(folders("sana"))
+    places = {
+        "clip_l": (xl, "text_encoder", "tokenizer"),
+        "clip_g": (xl, "text_encoder_2", "tokenizer_2"),
+        "gemma": (gemma, "text_encoder", "tokenizer"),
+    }
+    return load(places, "snapgen")
+
+
+def test_snapgen_joins_three_encoders(folders, snapgen):
+    said = ["a red star", "two green circles"]
+    cond, xl = snapgen.embed(said), load(folders("sdxl")).embed(said)
+    assert cond.tokens.shape == (2, 77 + 128, 40) and cond.pooled.shape == (2, 16 + 24)
+    assert torch.equal(cond.tokens[:, :77, :40], xl.tokens)
+    assert torch.equal(cond.pooled[:, 16:], xl.pooled)
+    # Gemma's own words, as Sana's part reads them without an instruction; its width is padded with zeros
+    gemma = snapgen.encoders["gemma"]
+    ids, mask = snapgen.tokenizer.part("gemma", said)
+    alone = gemma(input_ids=ids[:1, : mask[0].sum()]).last_hidden_state
+    torch.testing.assert_close(cond.tokens[:1, 77 : 77 + mask[0].sum(), :24], alone, atol=1e-5, rtol=1e-5)
+    assert not cond.tokens[:, 77:, 24:].any()
+    assert torch.equal(cond.mask[:, 77:], mask)
+    # CLIP's padding is masked for a student whose denoiser is told what is real
+    assert torch.equal(cond.mask[:, :77], snapgen.tokenizer.part("clip_l", said)[1])
+    assert cond.mask[0, :77].sum() == 5
+
+
+def test_every_encoder_is_dropped_by_itself(snapgen):
+    cond = snapgen.embed(["a red star"]).expand(1000)
+    rates = {"clip_l": DROP, "clip_g": DROP, "gemma": DROP}
+    found = snapgen.dropped(cond, rates, torch.Generator().manual_seed(0))
+    l = ~found.tokens[:, :77, :16].any(2).any(1)
+    g = ~found.tokens[:, :77, 16:].any(2).any(1)
+    llm = ~found.tokens[:, 77:].any(2).any(1)
+    assert torch.equal(l, ~found.pooled[:, :16].any(1)) and torch.equal(g, ~found.pooled[:, 16:].any(1))
+    for gone in (l, g, llm):
+        assert abs(gone.float().mean() - DROP) < 0.06
+    # independent: a tenth of the prompts is empty
+    assert abs((l & g & llm).float().mean() - DROP**3) < 0.04
+    assert torch.equal(~found.mask[:, 77:].any(1), llm)
+    assert torch.equal(~found.mask[:, 1:77].any(1), l & g)
+    # attention always has something to look at
+    assert found.mask.any(1).all()
+    again = snapgen.dropped(cond, rates, torch.Generator().manual_seed(0))
+    assert torch.equal(found.tokens, again.tokens)
+    kept = snapgen.dropped(cond, {}, torch.Generator())
+    assert torch.equal(kept.tokens, cond.tokens) and torch.equal(kept.mask, cond.mask)
+    with pytest.raises(ValueError, match=r"drop: no text encoder 't5'; there are clip_l, clip_g, gemma"):
+        snapgen.dropped(cond, {"t5": 0.1}, torch.Generator())
+
+
+def test_frozen_in_half_precision_and_offloaded(folders):
+    text = load(folders("pixart-alpha"), dtype=torch.bfloat16, offload="cpu").train()
+    assert not any(m.training for m in text.modules())  # T5 has dropout
+    assert {p.dtype for p in text.parameters()} == {torch.bfloat16}
+    assert not any(p.requires_grad for p in text.parameters())
+    cond, full = text.embed(["a star"]), load(folders("pixart-alpha")).embed(["a star"])
+    assert cond.tokens.dtype == torch.float32
+    real = cond.mask
+    assert 0 < (cond.tokens[real] - full.tokens[real]).norm() / full.tokens[real].norm() < 0.05
+    assert text.embed(cond) is cond
+
+
+def test_an_offloaded_encoder_visits_its_device(folders, monkeypatch):
+    text = load(folders("sd1.5"), offload="cpu")
+    visited = []
+    encoder = text.encoders["clip_l"]
+    monkeypatch.setattr(type(encoder), "to", lambda self, device: visited.append(device) or self)
+    text.embed(["a star"])
+    assert visited == ["cpu", "cpu"] and text.device == torch.device("cpu")
+
+
+def test_long_prompts_are_cut_with_a_warning(folders):
+    with pytest.warns(UserWarning, match="prompt cut to 77 tokens of clip_l .it has 102.: 'red red"):
+        load(folders("sd1.5")).embed(["red " * 100])
+
+
+# Embeddings on the disk
+
+
+def test_embeddings_are_cached_with_the_hash_of_their_encoders(folders, snapgen, tmp_path):
+    said = ["a red star", "two green circles", "the square"]
+    cond, x = snapgen.embed(said), torch.randn(3, 4, 8, 8)
+    mark = latents.weights_hash(snapgen)
+    assert latents.write(tmp_path, [Batch(x, cond)], "vae", mark, shard_size=2) == 3
+    data = latents.Latents(tmp_path, 3, "vae", mark)
+    for i in range(3):
+        stored = data.sample(i).text
+        assert torch.equal(stored.tokens[0], cond.tokens[i]) and torch.equal(stored.mask[0], cond.mask[i])
+        assert torch.equal(stored.pooled[0], cond.pooled[i])
+    batch = data(0, 0)
+    assert isinstance(batch.text, Cond) and batch.text.pooled.shape == (3, 40)
+    # dropping works on what was cached as on what is fresh
+    rates = {"clip_l": 0.5, "gemma": 0.5}
+    a = snapgen.dropped(data.sample(1).text, rates, torch.Generator().manual_seed(3))
+    b = snapgen.dropped(cond.map(lambda v: v[1:2]), rates, torch.Generator().manual_seed(3))
+    assert torch.equal(a.tokens, b.tokens)
+    other = latents.weights_hash(load(folders("sdxl")))
+    assert other != mark and latents.weights_hash(load(folders("sdxl"))) == other
+    with pytest.raises(ValueError, match=f"made with text {mark}, expected {other}; make the cache again"):
+        latents.Latents(tmp_path, 3, "vae", other)
+
+
+# The published models
+
+COUNTS = {
+    "clip_l": 123_060_480,
+    "clip_g": 694_659_840,
+    "t5": 4_762_310_656,
+    "gemma": 2_614_341_888,
+    "qwen": 8_292_166_656,
+}
+# bytes of text_encoder/ and text_encoder_2/model.safetensors of stable-diffusion-xl-base-1.0
+BYTES = {"clip_l": 492_265_168, "clip_g": 2_778_702_264}
+
+
+def names_of(folder):
+    return set(load_file(folder / "model.safetensors"))
+
+
+def size(shapes):
+    """Bytes of a safetensors file in fp32."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in sorted(shapes.items()):
+        start, end = end, end + 4 * torch.Size(shape).numel()
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    return 8 + -(-len(json.dumps(header, separators=(",", ":"))) // 8) * 8 + end
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name):
+    with torch.device("meta"):
+        model = published(name)
+    assert sum(p.numel() for p in model.parameters()) == COUNTS[name]
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    if name == "qwen":
+        assert sum(p.numel() for p in model.model.language_model.parameters()) == 7_070_619_136
+    if name in BYTES:
+        prefix = "" if name == "clip_g" else "text_model."
+        shapes = {prefix + k: tuple(v.shape) for k, v in model.state_dict().items()}
+        assert size({k: v for k, v in shapes.items() if "position_ids" not in k}) == BYTES[name]
+
+
+def test_the_names_in_files_are_those_of_the_published_ones(folders):
+    """Byte counts above are of these names; a published file of SD1.5 also holds position_ids."""
+    assert "text_model.encoder.layers.0.self_attn.q_proj.weight" in names_of(
+        folders("sd1.5") / "text_encoder"
+    )
+    assert "text_projection.weight" in names_of(folders("sd3") / "text_encoder")
+    t5 = names_of(folders("flux") / "text_encoder_2")
+    assert {"shared.weight", "encoder.block.1.layer.1.DenseReluDense.wi_0.weight"} <= t5
+
+
+def test_sharded_and_older_folders(folders, tmp_path):
+    import transformers
+
+    source = folders("pixart-alpha")
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    transformers.T5EncoderModel.from_pretrained(source / "text_encoder").save_pretrained(
+        folder, max_shard_size="20KB"
+    )
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    places = {"t5": (str(tmp_path), "sharded", "tokenizer")}
+    (tmp_path / "tokenizer").symlink_to(source / "tokenizer")
+    a, b = load(places, "pixart-alpha").embed(["a star"]), load(source).embed(["a star"])
+    assert torch.equal(a.tokens, b.tokens)
+    # SD1.5's own file has the positions as a tensor
+    old = tmp_path / "old"
+    old.mkdir()
+    state = load_file(folders("sd1.5") / "text_encoder" / "model.safetensors")
+    state["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(state, old / "model.safetensors", {"format": "pt"})
+    (old / "config.json").write_text((folders("sd1.5") / "text_encoder" / "config.json").read_text())
+    place = (str(tmp_path), "old", "old_words")
+    (tmp_path / "old_words").symlink_to(folders("sd1.5") / "tokenizer")
+    assert torch.equal(
+        load({"clip_l": place}, "sd1.5").embed(["a star"]).tokens,
+        load(folders("sd1.5")).embed(["a star"]).tokens,
+    )
+
+
+# What is wrong is said in one line
+
+
+def copied(source, folder, but=()):
+    """``source`` by links, without some of its parts."""
+    folder.mkdir()
+    for path in source.iterdir():
+        if path.name not in but:
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def refused(source, message, **how):
+    with pytest.raises(ValueError, match=message) as error:
+        load(source, **how)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_missing_is_named(folders, tmp_path):
+    sd = folders("sd1.5")
+    refused(tmp_path / "none", "no such folder, and not a hub id")
+    refused(tmp_path, r"no readable model_index.json")
+    refused(
+        copied(sd, tmp_path / "a", ["tokenizer"]), r"a/tokenizer: no tokenizer, expected tokenizer.json or"
+    )
+    refused(copied(sd, tmp_path / "b", ["text_encoder"]), r"b/text_encoder: no readable config.json")
+    empty = copied(sd, tmp_path / "c", ["text_encoder"])
+    copied(sd / "text_encoder", empty / "text_encoder", ["model.safetensors"])
+    (empty / "text_encoder" / "pytorch_model.bin").write_bytes(b"x")
+    refused(empty, r"c/text_encoder: no safetensors; pickled weights are never read")
+    index = copied(sd, tmp_path / "d", ["model_index.json"])
+    told = json.loads((sd / "model_index.json").read_text())
+    (index / "model_index.json").write_text(json.dumps({k: v for k, v in told.items() if k != "tokenizer"}))
+    refused(index, "model_index.json names no tokenizer .clip_l.")
+    (index / "model_index.json").write_text(json.dumps(told | {"_class_name": "OtherPipeline"}))
+    refused(index, "unknown rule None for its text; known: sd1.5, sdxl, sd3")
+    refused(index, "unknown rule 'sd9'", rule="sd9")
+    (index / "model_index.json").write_text(json.dumps(told | {"text_encoder": [None, None]}))
+    refused(index, "holds none of the text encoders clip_l")
+
+
+def test_wrong_weights_and_classes_are_named(folders, tmp_path):
+    sd, t5 = folders("sd1.5"), folders("flux")
+    wrong = copied(sd, tmp_path / "a", ["text_encoder"])
+    (wrong / "text_encoder").symlink_to(t5 / "text_encoder_2")
+    refused(wrong, r"a/text_encoder: a T5EncoderModel, expected for clip_l: CLIPTextModel, CLIPTextModelWith")
+    short = copied(sd, tmp_path / "b", ["text_encoder"])
+    copied(sd / "text_encoder", short / "text_encoder", ["model.safetensors"])
+    state = load_file(sd / "text_encoder" / "model.safetensors")
+    name = "text_model.final_layer_norm.weight"
+    save_file({k: v for k, v in state.items() if k != name}, short / "text_encoder" / "model.safetensors")
+    refused(short, r"b/text_encoder: 'final_layer_norm.weight' is missing")
+    save_file({**state, "extra": state[name].clone()}, short / "text_encoder" / "model.safetensors")
+    refused(short, r"b/text_encoder: 'extra' is not part of the model")
+    (short / "text_encoder" / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    refused(short, r"b/text_encoder: no whole CLIPTextModel")
+    other = copied(sd, tmp_path / "c", ["tokenizer"])
+    tiny.t5_tokenizer(other / "tokenizer")
+    words = json.loads((other / "tokenizer" / "tokenizer.json").read_text())
+    words["model"]["vocab"] += [[f"w{i}", -9.0] for i in range(600)]
+    (other / "tokenizer" / "tokenizer.json").write_text(json.dumps(words))
+    refused(other, r"c/tokenizer: has \d+ tokens, the text encoder clip_l knows 550")
+    refused({"t5": str(sd)}, "text encoder 'clip_l': expected clip_l, one place each", rule="sd1.5")
+
+
+def test_rules_name_their_own_parts():
+    for rule in RULES.values():
+        named = {name for row in rule.rows for name in row} | set(rule.pooled)
+        assert named == set(rule.parts)
