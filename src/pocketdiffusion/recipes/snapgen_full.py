@@ -1,7 +1,8 @@
 """SnapGen at full size: SD3.5-Large teaches the 0.38 B U-Net, then four steps.
 
     pocket train snapgen_full --data photos --teacher stable-diffusion-3.5-large --gemma gemma-2-2b
-    torchrun --nproc-per-node 8 -m pocketdiffusion train snapgen_full --device cuda ...
+
+or, on eight GPUs, torchrun --nproc-per-node 8 -m pocketdiffusion train snapgen_full --device cuda and so on.
 
 ``data``: pictures with captions (data/files.py). ``teacher``: a folder of diffusers, whose CLIPs serve
 the student too, beside ``gemma``. Under torchrun the weights of student and teacher are split over the
