@@ -1,6 +1,6 @@
 """A network whose weights are split over processes: FSDP2, and whole tensors outside it.
 
-    shard(student)      # before the optimisers are made; then as ever. torchrun starts the processes (spread.py)
+    shard(student)      # before the optimisers are made; then as ever, under torchrun (spread.py)
 
 Checkpoints hold whole tensors whatever wrote them, so a run may be resumed by another number of processes.
 What the first process must hold for it, weights, averages and two moments, is 6 GB for a student of 0.4 B.
