@@ -53,7 +53,7 @@ class Args:
 
 
 # chosen on other prompts than SceneEval's; guidance at the highest levels empties pictures (docs/log.md)
-SCHEDULE = Schedule(steps=20, shift=2.5, guidance=4.0, interval=(0.0, 0.8))
+SCHEDULE = Schedule(steps=20, shift=2.5, guidance=4.0, interval=(0.0, 0.9))
 LOOK = ("a red circle", "two green stars", "a blue square to the left of a yellow heart", "three black rings")
 
 
