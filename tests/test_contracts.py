@@ -23,8 +23,11 @@ def modules():
             yield name, module, getattr(module, name)
 
 
+# what is not tiny waits for `make test`
 PRESETS = [
-    pytest.param(module, cls, config, id=f"{name}-{preset}")
+    pytest.param(
+        module, cls, config, id=f"{name}-{preset}", marks=[] if preset == "smoke" else [pytest.mark.slow]
+    )
     for name, module, cls in modules()
     for preset, config in module.PRESETS.items()
 ]

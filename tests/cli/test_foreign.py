@@ -70,6 +70,7 @@ def test_info_of_a_pipeline_that_cannot_be_loaded(folders, tmp_path, capsys):
     assert "a OtherPipeline; known pipelines" in says(capsys, ["export", tmp_path, "-o", tmp_path / "o"], 2)
 
 
+@pytest.mark.slow
 def test_bench_measures_what_a_picture_takes(folders, tmp_path, capsys):
     out = tmp_path / "rows.json"
     argv = [

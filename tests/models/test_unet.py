@@ -137,6 +137,7 @@ def test_the_formula_is_the_network(config):
     assert found.macs == macs(config, SMOKE.side, 12)
 
 
+@pytest.mark.slow
 def test_operations_of_the_whole_network_are_counted_alike():
     config = PRESETS["snapgen_imagenet"]
     with torch.device("meta"):
@@ -243,6 +244,7 @@ def test_the_last_features_can_be_tapped(model):
     assert tap(model, [name])(*model.example())[1][name].shape == (2, 16, 8, 8)
 
 
+@pytest.mark.slow
 def test_one_batch_is_learned():
     torch.manual_seed(0)
     model = UNet(SMOKE)

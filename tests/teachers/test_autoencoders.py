@@ -13,6 +13,8 @@ pytest.importorskip("diffusers")
 sys.path.append(str(Path(__file__).parent))
 from tiny_autoencoders import SIX, TINY, VIDEO, clip, foreign, pixels, statistics, tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("moving", [False, True], ids=["picture", "clip"])

@@ -15,6 +15,8 @@ pytest.importorskip("diffusers")
 sys.path.append(str(Path(__file__).parent))
 from tiny_autoencoders import SIX, TINY, clip, foreign, original, pixels, shapes, statistics, tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_sharded_folder_is_read(name, tmp_path):

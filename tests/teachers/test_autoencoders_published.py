@@ -13,6 +13,8 @@ pytest.importorskip("diffusers")
 sys.path.append(str(Path(__file__).parent))
 from tiny_autoencoders import original, shapes
 
+pytestmark = pytest.mark.slow
+
 # parameters, with where the same number is published; 2b and 5b of CogVideoX differ in the scale alone
 COUNTS = {
     "sd1.5": 83_653_863,  # safetensors headers of the hub's files, as all of these where nothing else is said

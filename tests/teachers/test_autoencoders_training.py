@@ -17,6 +17,8 @@ pytest.importorskip("diffusers")
 sys.path.append(str(Path(__file__).parent))
 from tiny_autoencoders import TINY, tiny
 
+pytestmark = pytest.mark.slow
+
 
 def moving(seed, step):
     """Smooth clips whose latents can be made smaller by half."""

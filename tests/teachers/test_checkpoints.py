@@ -18,6 +18,8 @@ from pocketdiffusion.teachers.convert import Discrete, Flow
 from pocketdiffusion.teachers.diffusers import load, save
 from pocketdiffusion.teachers.published import PUBLISHED
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 

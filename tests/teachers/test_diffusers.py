@@ -20,6 +20,8 @@ from pocketdiffusion.teachers.convert import Flow
 from pocketdiffusion.teachers.diffusers import Foreign, load
 from pocketdiffusion.teachers.published import PUBLISHED, Published
 
+pytestmark = pytest.mark.slow
+
 
 def vae():
     config = {"block_out_channels": (8, 16), "norm_num_groups": 4, "scaling_factor": 0.5}

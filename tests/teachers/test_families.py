@@ -17,6 +17,8 @@ from pocketdiffusion.diffusion.samplers import euler, run
 from pocketdiffusion.teachers.convert import Flow
 from pocketdiffusion.teachers.diffusers import Foreign
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 
 

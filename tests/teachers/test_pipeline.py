@@ -17,6 +17,8 @@ import tiny_pipelines as tiny
 from pocketdiffusion.teachers import pipeline
 from pocketdiffusion.teachers.convert import Flow, process
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):

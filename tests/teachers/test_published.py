@@ -17,6 +17,8 @@ pytest.importorskip("diffusers")
 sys.path.append(str(Path(__file__).parent))
 from tiny_denoisers import original, shapes, size
 
+pytestmark = pytest.mark.slow
+
 # parameters in billions, as published: the papers or the model cards
 COUNTS = {
     "sd1.5": 0.8595,

@@ -19,6 +19,8 @@ from pocketdiffusion.teachers.encoders import PUBLISHED, instruction, load, publ
 from pocketdiffusion.teachers.text import DROP, RULES
 from pocketdiffusion.types import Batch, Cond
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = tiny.PROMPTS
 CUT = pytest.mark.filterwarnings("ignore:prompt cut")
 
