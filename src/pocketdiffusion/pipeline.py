@@ -229,11 +229,16 @@ class Pipeline:
             index |= {"tokenizer": ["tokenizers", "Tokenizer"], "scheduler": ["pocketdiffusion", "Schedule"]}
             store.write_json(temporary / "model_index.json", index)
 
+    @property
+    def unit(self) -> int:
+        """Pixels that sides are multiples of."""
+        return self.vae.config.factor * self.transformer.config.patch
+
     def sides(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
         """Height and width in pixels, checked against what the autoencoder and the patches can do."""
         size = self.schedule.size if size is None else size
         h, w = (size, size) if isinstance(size, int) else size
-        unit = self.vae.config.factor * self.transformer.config.patch
+        unit = self.unit
         if h < unit or w < unit or h % unit or w % unit:
             raise ValueError(f"size must be a positive multiple of {unit} pixels, got {h} x {w}")
         return h, w

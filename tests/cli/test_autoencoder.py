@@ -92,3 +92,8 @@ def test_folders_of_the_wrong_kind(tiny_folder, tmp_path, capsys):
         assert message in says(capsys, "eval", *flags, "--prompts", "1", code=2)
         assert message in says(capsys, *export, tiny_folder, "--decoder", folder, code=2)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_pipeline_is_not_calibrated_on_a_folder(tmp_path, capsys):
+    assert guarded(["export", "scenes", "--calibrate", "photos", "-o", str(tmp_path / "out")]) == 2
+    assert "--calibrate photos: is for an autoencoder by itself" in capsys.readouterr().err

@@ -152,6 +152,8 @@ def main(args: Args) -> None:
     check(args)
     if is_autoencoder(args.model):
         return autoencoder(args)
+    if args.calibrate != Args.calibrate:
+        raise ValueError(f"--calibrate {args.calibrate}: is for an autoencoder by itself, not a pipeline")
     from ..bench.table import short, text
     from ..compress.bits import table as bits_table
     from ..compress.bits import uniform

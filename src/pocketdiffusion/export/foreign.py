@@ -31,14 +31,9 @@ class ForeignPipeline(Pipeline):
         super().__init__(parts.transformer, parts.text_encoder, parts.vae, Schedule(**parts.schedule))
         self.kind = parts.kind
 
-    def sides(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
-        size = self.schedule.size if size is None else size
-        h, w = (size, size) if isinstance(size, int) else size
-        patch = self.transformer.family.patch(self.transformer.model.config)[1]
-        unit = self.vae.config.factor * patch
-        if h < unit or w < unit or h % unit or w % unit:
-            raise ValueError(f"size must be a positive multiple of {unit} pixels, got {h} x {w}")
-        return h, w
+    @property
+    def unit(self) -> int:
+        return self.vae.config.factor * self.transformer.family.patch(self.transformer.model.config)[1]
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         raise ValueError(f"{folder}: a {self.kind} is saved by diffusers, part by part, not by this package")

@@ -10,8 +10,7 @@ self-distillation after quantisation, as SnapGen++ (suppl.) does it; times and d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +18,8 @@ from torch import Tensor, nn
 
 from ..diffusion.flow import interpolate
 from ..diffusion.times import logit_normal, shifted
-from ..types import Batch, Cond, Denoiser
-
-Embed = Callable[[Batch], tuple[Tensor, Cond]]
+from ..types import Batch, Denoiser
+from .kd import Embed, emptied
 
 
 class VelocityMatching:
@@ -45,9 +43,7 @@ class VelocityMatching:
         return ("denoiser",)
 
     def losses(self, player: str, batch: Batch) -> Iterator[dict[str, Tensor]]:
-        assert not isinstance(batch.text, Cond)
-        empty = (torch.rand(len(batch.text)) < self.drop).tolist()
-        batch = replace(batch, text=["" if gone else said for gone, said in zip(empty, batch.text)])
+        batch = emptied(batch, self.drop)
         with torch.no_grad():
             x0, cond = self.embed_original(batch)
             t = shifted(logit_normal((len(x0),), None, 0.0, 1.0, x0.device), self.shift)
