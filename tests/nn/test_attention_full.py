@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pocketdiffusion.nn.attention.full import Attention, Core, NaiveCore
+from pocketdiffusion.nn.attention.full import Attention, Core, NaiveCore, fold
 from pocketdiffusion.nn.rope import angles, grid
 
 
@@ -16,12 +16,28 @@ def masked(batch, length):
 def test_fast_equals_naive_with_gradients(kv_heads, mask):
     q, k, v = torch.randn(2, 4, 5, 8), torch.randn(2, kv_heads, 7, 8), torch.randn(2, kv_heads, 7, 8)
     seen, results = masked(2, 7) if mask else None, []
-    for core in (Core(), NaiveCore()):
+    for core in (Core(), fold, NaiveCore()):
         inputs = [x.clone().requires_grad_() for x in (q, k, v)]
         y = core(*inputs, seen)
         results.append([y, *torch.autograd.grad(y.sin().sum(), inputs)])
-    for fast, naive in zip(*results):
+    for fast, folded, naive in zip(*results):
         torch.testing.assert_close(fast, naive, atol=2e-6, rtol=1e-4)
+        torch.testing.assert_close(folded, naive, atol=2e-6, rtol=1e-4)
+
+
+def test_half_precision_training_on_a_cpu_folds_and_nothing_else_does(monkeypatch):
+    called = []
+    monkeypatch.setattr("pocketdiffusion.nn.attention.full.fold", lambda *given: called.append(1) or given[0])
+    q, k = torch.randn(2, 4, 5, 8, requires_grad=True), torch.randn(2, 1, 7, 8)
+    Core()(q, k, k)
+    with torch.autocast("cpu", torch.bfloat16):
+        Core()(q.detach(), k, k)
+        assert not called
+        # a mask of its own for every query is left to the library
+        Core()(q, k, k, torch.ones(2, 1, 5, 7, dtype=torch.bool))
+        assert not called
+        Core()(q, k, k, masked(2, 7))
+    assert called
 
 
 def test_as_many_kv_heads_as_heads_is_multi_head():

@@ -241,6 +241,17 @@ def test_snapgen_scenes_kd_then_4step(flags, tiny_folder, tmp_path):
     train("snapgen_scenes_4step", *flags, "--out", tmp_path / "again")
 
 
+def test_snapgen_scenes_path(tiny_folder, tmp_path):
+    flags = [*DISTIL, "--teacher", tiny_folder, "--preset", "smoke", "--look", "2", "--pool", "2"]
+    train("snapgen_scenes_path", *flags, "--fine", "2", "--uses", "1", "--out", tmp_path / "path")
+    made = Pipeline.from_pretrained(tmp_path / "path" / "pipeline")
+    assert (made.schedule.sampler, made.schedule.guidance, len(made.schedule.times)) == ("euler", 1.0, 4)
+    assert made("two green stars")[0].size == (32, 32)
+    # and that one goes on
+    flags += ["--student", tmp_path / "path" / "pipeline", "--steps", "1"]
+    train("snapgen_scenes_path", *flags, "--out", tmp_path / "more")
+
+
 def test_snapgen_scenes_4step_refuses_another_latent_space(tiny_folder, tmp_path, capsys):
     other = Pipeline.from_pretrained(tiny_folder)
     other.vae.encoder[0].weight.data += 0.1

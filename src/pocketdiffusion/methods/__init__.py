@@ -16,5 +16,6 @@ it. The docstring of each file has the equations in the letters of the code.
     velocity.py        Velocity matching: a changed copy of a denoiser learns to predict as the original does.
     kd.py              Knowledge distillation across architectures: by data, a teacher's output, its features.
     scaling.py         Timestep-aware scaling: a teacher's losses at the size of the data's, weighed by time.
+    trajectory.py      Trajectory distillation: a few long steps in place of a teacher's many short ones.
     adversarial.py     Adversarial step distillation: few steps, taught by a critic on frozen features.
 """

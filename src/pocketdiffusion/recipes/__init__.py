@@ -17,6 +17,7 @@ Recipes may import everything. A variant is a flag if it is a number and a new r
     snapgen_ladder.py      SnapGen's design steps: counted beside the paper's numbers, and trained small.
     snapgen_speed.py       One denoising step, side by side: SnapGen's U-Net, SDXL, SD3 medium, PixArt-alpha.
     snapgen_scenes_kd.py   SnapGen's distillation in the scenes world: a DiT teaches a small U-Net.
+    snapgen_scenes_path.py  Four steps by the teacher's trajectories: guided sampling, taken over by a U-Net.
     snapgen_scenes_4step.py  SnapGen's step distillation: a scenes denoiser learns to draw in four steps.
     snapgen_kd_ladder.py   SnapGen's ladder: task, + output, + features, + timestep-aware scaling, over seeds.
     snapgen_full.py        SnapGen at full size: SD3.5-Large teaches the 0.38 B U-Net, then four steps.

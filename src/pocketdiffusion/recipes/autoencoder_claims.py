@@ -87,8 +87,9 @@ class Args:
     seeds: tuple[int, ...] = (0, 1, 2)
     weight: float | None = None  # of the arms' terms, to scan it (into another --out)
     preset: str = "ablation"
-    steps: int = 500
-    batch: int = 4
+    steps: int = 1600
+    still: int = 1200  # of them on pictures alone, at the start
+    batch: int = 2  # clips; three times as many pictures
     frames: int = 9
     lr: float = 3e-3
     size: int = 64
@@ -135,7 +136,7 @@ def trained(arm: str, seed: int, args: Args, device: torch.device) -> dict[str, 
         name=arm,
     )
     data = mixed(
-        Training(batch=args.batch, frames=args.frames, size=args.size),
+        Training(batch=args.batch, still=args.still, frames=args.frames, size=args.size),
         device,
     )
     state = fit(method, data, optimisers, networks, run, warmup_cosine(args.steps, 50))

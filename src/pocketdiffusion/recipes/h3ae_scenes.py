@@ -39,13 +39,14 @@ WORLD = replace(MOVING_WORLD, backgrounds=("plain", "gradient"))
 class Args:
     out: Path = Path("runs/h3ae_scenes")
     preset: str = "scenes"
-    steps: int = 4000
-    batch: int = 4  # clips; of pictures, as many as a clip has latent frames times that
+    steps: int = 11_000
+    still: int = 5000  # steps on pictures alone, at the start
+    batch: int = 2  # clips; of pictures, as many as a clip has latent frames times that
     frames: int = 17
-    lr: float = 2e-3
+    lr: float = 1.5e-3
     beta: float = 1e-6  # weight of the KL term
     told: float = 0.5  # how often the decoder is given the first frame
-    consistency: float = 0.1  # weight of the latent-consistency loss
+    consistency: float = 0.0  # weight of the latent-consistency loss
     seed: int = 0
     bf16: bool | None = None  # autocast; None: where the device has it in hardware
     device: str = "cpu"
@@ -54,13 +55,14 @@ class Args:
 
 
 def mixed(args: Args, device: torch.device) -> Callable[[int, int], Batch]:
-    """Clips, and pictures in every fourth step."""
+    """Pictures alone for the first ``still`` steps; then clips, and pictures in every fourth step."""
     clips = Clips(WORLD, args.batch, args.size, args.frames, device)
     pictures = Scenes(WORLD, args.batch * (1 + args.frames // 4), args.size, device)
 
     def batches(seed: int, step: int) -> Batch:
         # every process of a step takes the same kind
-        return (clips if step // spread.world() % 4 else pictures)(seed, step)
+        at = step // spread.world()
+        return (clips if at >= args.still and at % 4 else pictures)(seed, step)
 
     return batches
 
