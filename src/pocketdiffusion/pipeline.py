@@ -25,12 +25,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import store
-from .data.latents import weights_hash
+from .data.latents import latents_hash as latents_hash
 from .diffusion import times
 from .diffusion.guidance import cfg
 from .diffusion.samplers import STEPS, Step, run
 from .disk import replacing
 from .noise import normal
+from .teachers.pipeline import is_foreign
 from .text.tokenizer import Tokenizer
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -102,28 +103,20 @@ def matched(folder: Path, parts: dict[str, Any], tokens: int) -> None:
         raise ValueError(f"{folder}: the transformer has {model.channels} channels, the vae {vae.channels}")
     if model.text != text.dim:
         raise ValueError(f"{folder}: the transformer reads text of width {model.text}, not {text.dim}")
+    # our own encoder's pooled vector is a mean of its tokens
+    wanted, pooled = getattr(model, "pooled", 0), getattr(text, "pooled", text.dim)
+    if wanted and wanted != pooled:
+        raise ValueError(f"{folder}: the transformer reads a pooled text of width {wanted}, not {pooled}")
     if "decoder" in parts:
         fitting(folder, parts["decoder"], parts["vae"])
     if tokens > text.vocab:
         raise ValueError(f"{folder}: the tokenizer has {tokens} tokens, the text encoder {text.vocab}")
 
 
-def latents_hash(vae: nn.Module) -> str:
-    """32 hex digits over all that decides what latents are: every tensor that is not a decoder's.
-
-    Of values as fp16, so that an autoencoder that was stored so is still the same.
-    """
-    side = nn.Module()
-    for name, value in vae.state_dict().items():
-        if not {"decoder", "post_quant_conv"} & set(name.split(".")):
-            side.register_buffer(name.replace(".", "/"), value.half() if value.is_floating_point() else value)
-    return weights_hash(side)
-
-
 def fitting(source: Any, decoder: Any, vae: Any) -> None:
     """Whether ``decoder`` reads the latents of ``vae``; by sizes alone where it does not say whose."""
-    for name in ("channels", "factor"):
-        found, wanted = getattr(decoder.config, name, None), getattr(vae.config, name)
+    for name, least in (("channels", None), ("factor", None), ("time_factor", 1)):
+        found, wanted = getattr(decoder.config, name, least), getattr(vae.config, name, least)
         if found is None or not hasattr(decoder, "decode"):
             raise ValueError(f"{source}: a {type(decoder).__name__}, expected a decoder of latents")
         if found != wanted:
@@ -197,6 +190,9 @@ class Pipeline:
         if not (folder / "model_index.json").exists():
             raise ValueError(f"{name}: a network by itself, expected a pipeline (with model_index.json)")
         index = store.read_json(folder / "model_index.json")
+        if is_foreign(folder):
+            takers = "pocket info, bench, export and cache take it"
+            raise ValueError(f"{name}: a {index.get('_class_name')}, with parts of diffusers; {takers}")
         if missing := [c for c in (*COMPONENTS, "tokenizer", "scheduler") if c not in index]:
             raise ValueError(f"{folder / 'model_index.json'}: no component {missing[0]!r}")
         there = [*COMPONENTS, *(c for c in OPTIONAL if c in index and not decoder)]

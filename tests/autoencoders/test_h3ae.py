@@ -8,7 +8,7 @@ import torch
 from pocketdiffusion.autoencoders.h3ae import H3AE, PRESETS, count
 from pocketdiffusion.nn.attention.causal import CausalAttention, CausalBlocks, Ctx, naive_visible
 from pocketdiffusion.nn.causal import CausalConv, CausalResBlock, Chain, Frames, TimeDown, TimeUp, chunks
-from pocketdiffusion.nn.conv import ResBlock
+from pocketdiffusion.nn.conv import Down, ResBlock, Up
 from pocketdiffusion.nn.rope import angles, grid, rotate
 from pocketdiffusion.nn.taps import tap
 
@@ -47,6 +47,36 @@ def test_counts_of_the_reference_network(preset, encoder, decoder):
     assert sum(p.numel() for p in net.encoder.parameters()) == encoder
     assert sum(p.numel() for p in net.decoder.parameters()) == decoder
     assert count(net.config) == encoder + decoder
+
+
+def counted(*modules):
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def test_parts_of_the_reference_network_cost_what_the_spec_says():
+    """Both breakdowns at c = 32, with a temporal layer inside every ``up`` and ``down`` that has one."""
+    with torch.device("meta"):
+        net = H3AE(replace(PRESETS["4x16x16_c32"], omni=False))
+    e, d = net.encoder, net.decoder
+    blocks = [m for m in e.levels.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)]
+    norms = [m for m in e.levels.modules() if isinstance(m, torch.nn.GroupNorm)]
+    spatial, temporal = ([m for m in e.down.modules() if isinstance(m, kind)] for kind in (Down, TimeDown))
+    assert counted(e.stem) == 1_792
+    assert (counted(*blocks), counted(*norms)) == (47_264_896, 10_496)
+    assert (counted(*spatial), counted(*temporal)) == (1_344_768, 1_229_696)
+    assert counted(e.norm) == 1_024 and counted(e.head) == 884_800
+    for attend in (e.attend, d.attend):
+        found = {"weights": 0, "biases": 0, "norms": 0, "heads": 0}
+        for name, p in attend.named_parameters():
+            kind = "heads" if ".norm_" in name else "norms" if ".norm" in name else "weights"
+            found["biases" if name.endswith("bias") else kind] += p.numel()
+        assert found == {"weights": 12_582_912, "biases": 18_432, "norms": 4_096, "heads": 512}
+    assert counted(d.conv_in) == 442_880
+    assert [counted(level) for level in d.levels] == [74_112, 591_360, 2_362_368, 15_929_856, 28_317_696]
+    spatial, temporal = ([m for m in d.up.modules() if isinstance(m, kind)] for kind in (Up, TimeUp))
+    assert [counted(m) for m in spatial] == [33_024, 131_584, 394_240, 787_968]
+    assert [counted(m) for m in temporal] == [885_504, 1_573_888]
+    assert [counted(m) for m in d.tail if counted(m)] == [128, 1_731]
 
 
 def test_first_frame_costs_what_the_spec_says():
@@ -273,5 +303,27 @@ def test_latents_of_others_and_wrong_configs(net):
     with pytest.raises(ValueError, match="takes no first frame"):
         plain = H3AE(replace(PRESETS["smoke"], omni=False))
         plain.decode(torch.zeros(1, 8, 1, 2, 2), torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"latents of shape \(8, 2, 2\): expected \(B, 8, T, h, w\)"):
+        net.decode(torch.zeros(8, 2, 2))
     with pytest.raises(ValueError, match="3 numbers of blocks for 5 widths"):
         H3AE(replace(PRESETS["smoke"], blocks=(1, 1, 1)))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (2, 3, 32, 32), (2, 3, 1, 32, 64), (2, 4, 32, 64)])
+def test_first_frames_that_do_not_fit(net, shape):
+    """Of another batch, size, rank or number of colours; at the start of a stream too."""
+    first, z = torch.zeros(shape), torch.zeros(2, 8, 1, 2, 4)
+    said = "a first frame of shape .*, expected \\(2, 3, 32, 64\\)"
+    for call in (lambda: net.decode(z, first), lambda: net.stream_decode(z, None, first)):
+        with pytest.raises(ValueError, match=said):
+            call()
+    with pytest.raises(ValueError, match=said):
+        net(torch.zeros(2, 3, 1, 32, 64), first)
+    assert net.decode(z[:, :, 0], torch.zeros(2, 3, 32, 64)).shape == (2, 3, 32, 64)
+
+
+def test_pictures_do_not_stream(net):
+    with pytest.raises(ValueError, match=r"a chunk of shape \(1, 3, 32, 32\): expected \(B, 3, T, H, W\)"):
+        net.stream_encode(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"a chunk of shape \(1, 8, 2, 2\): expected \(B, 8, T, h, w\)"):
+        net.stream_decode(torch.zeros(1, 8, 2, 2))

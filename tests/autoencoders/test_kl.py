@@ -38,7 +38,7 @@ def test_presets(preset, factor, channels):
 def test_calibrate_gives_zero_mean_and_unit_variance(calibrated):
     z = calibrated.encode(calibrated.example(8)[0])
     torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
-    torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(z.std((0, 2, 3), correction=0), torch.ones(4), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -78,3 +78,19 @@ def test_log_variance_is_bounded(net):
 
 def test_factor_follows_the_levels():
     assert Config(widths=(8, 8, 8, 8, 8)).factor == 16
+
+
+@pytest.mark.parametrize(
+    "call, shape, said",
+    [
+        ("encode", (1, 3, 30, 32), r"pixels of 30 x 32: expected multiples of 4$"),
+        ("encode", (1, 4, 32, 32), r"pixels of shape \(1, 4, 32, 32\): expected \(B, 3, H, W\)$"),
+        ("encode", (1, 3, 5, 32, 32), r"expected \(B, 3, H, W\); frames of clips come as a batch$"),
+        ("posterior", (3, 32, 32), r"pixels of shape \(3, 32, 32\): expected \(B, 3, H, W\)$"),
+        ("decode", (1, 5, 8, 8), r"latents of shape \(1, 5, 8, 8\): expected \(B, 4, H, W\)$"),
+        ("decode", (1, 4, 2, 8, 8), r"latents of shape .*; frames of clips come as a batch$"),
+    ],
+)
+def test_what_does_not_fit_is_refused(net, call, shape, said):
+    with pytest.raises(ValueError, match=said):
+        getattr(net, call)(torch.zeros(shape))

@@ -1,5 +1,6 @@
 """The spec's counts, TAESD's, clips, and decoders put on other autoencoders."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -126,3 +127,47 @@ def test_a_decoder_of_another_autoencoder_is_refused(tiny_folder, tmp_path):
     pipe.save_pretrained(tmp_path / "whole")
     with pytest.raises(ValueError, match=message.replace("theirs", "whole", 1)):
         Pipeline.from_pretrained(tmp_path / "whole")
+
+
+@torch.no_grad()
+def test_a_graft_streams_where_both_parts_do():
+    torch.manual_seed(0)
+    config = replace(PRESETS["smoke_clips"], widths=(8, 8, 8, 16, 16), blocks=(1,) * 5, double=(1, 2))
+    vae, tiny = H3AE(H3AES["smoke"]).eval(), TinyDecoder(config).eval()
+    both = Grafted(vae, tiny)
+    x = vae.example(1)[0]
+    state, decoding, parts = None, None, []
+    for chunk in chunks(9, 4):
+        z, state = both.stream_encode(x[:, :, chunk], state)
+        y, decoding = both.stream_decode(z, decoding)
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, 2), both.decode(both.encode(x)), atol=1e-4, rtol=1e-3)
+    # a copy streams by itself
+    copied = deepcopy(both)
+    copied.decoder.apply(lambda m: isinstance(m, torch.nn.Conv2d) and m.weight.zero_())
+    assert not torch.equal(copied.stream_decode(z)[0], both.stream_decode(z)[0])
+    pictures = Grafted(AutoencoderKL(KL["smoke"]), TinyDecoder(PRESETS["smoke"]))
+    assert not hasattr(pictures, "stream_encode") and not hasattr(pictures, "stream_decode")
+
+
+@torch.no_grad()
+def test_shifted_latents_give_shifted_pixels():
+    """The spec's check 10: 8 pixels per position, for norms see all positions and are left out.
+
+    Only where the border is out of sight: no more than 17 positions see into an output.
+    """
+    torch.manual_seed(0)
+    net = TinyDecoder(PRESETS["snapgen"]).eval()
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.GroupNorm):
+                setattr(module, name, torch.nn.Identity())
+    wide = torch.randn(1, 16, 3, 40)
+    for axis, z in ((3, wide), (2, wide.transpose(2, 3))):
+        x, moved = net.decode(z), net.decode(z.roll(1, axis))
+        inside = slice(8 * 18, 8 * 22)
+        found, expected = (v.movedim(axis, 0)[inside] for v in (moved, x.roll(8, axis)))
+        assert expected.std() > 1e-3
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        # at the border the padding is seen
+        assert not torch.allclose(moved.movedim(axis, 0)[16:32], x.roll(8, axis).movedim(axis, 0)[16:32])

@@ -82,6 +82,10 @@ def test_folders_of_the_wrong_kind(tiny_folder, tmp_path, capsys):
     assert "no pipeline" in says(capsys, *export, tmp_path / "empty", code=2)
     told = says(capsys, *export, tmp_path / "vae", "--decoder", tmp_path / "decoder", code=2)
     assert "--decoder are for pipelines" in told
+    for flags in (["--webgpu"], ["--target", "web"], ["--components", "decoder"]):
+        for more in ([], ["--dry-run"]):
+            told = says(capsys, *export, tmp_path / "vae", *flags, *more, code=2)
+            assert "vae: --target web, --webgpu and --components are for pipelines" in told
     for folder, message in {
         tiny_folder / "transformer": "transformer: a DiT, expected a decoder of latents",
         tiny_folder / "text_encoder": "text_encoder: a TextTransformer, expected a decoder of latents",

@@ -1,6 +1,7 @@
 """pocket reconstruct, as a user meets it, and the passage of frames in chunks and tiles."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,12 +9,13 @@ import torch
 from PIL import Image
 
 from pocketdiffusion import store
-from pocketdiffusion.autoencoders import h3ae, kl
+from pocketdiffusion.autoencoders import h3ae, kl, tiny
 from pocketdiffusion.cli.autoencoder import autoencoder_of
 from pocketdiffusion.cli.main import guarded
 from pocketdiffusion.cli.through import Through
 from pocketdiffusion.data.clips import read_clip, write_clip
 from pocketdiffusion.eval import reconstruction
+from pocketdiffusion.pipeline import latents_hash
 
 pytest.importorskip("av")
 
@@ -127,6 +129,49 @@ def test_a_first_frame_is_given_and_not_counted(clips, tmp_path, capsys):
     assert numbers(tmp_path / "a.json")["psnr"] == pytest.approx(expected.item(), abs=1e-3)
     message = "--first: AutoencoderKL takes no first frame"
     assert message in says(capsys, *flags, "--model", clips / "pictures", code=2)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_first_frame_is_all_of_a_picture(clips, tmp_path, capsys, several):
+    """An error before anything is written."""
+    photo = tmp_path / "photos" if several else clips / "photo.png"
+    if several:
+        photo.mkdir()
+        for name, side in (("a", 32), ("b", 48)):
+            Image.new("RGB", (side, side)).save(photo / f"{name}.png")
+    out = tmp_path / ("out" if several else "a.png")
+    said = says(capsys, photo, "--model", clips / "videos", "--first", "-o", out, code=2)
+    assert f"--first: {photo} is no video" in said and not out.exists()
+
+
+def test_another_decoder(clips, tmp_path, capsys):
+    """Of clips it streams as the whole does; one of other latents is refused."""
+    config = tiny.Config(8, (8, 8, 8, 8, 8), (1, 1, 1, 1, 1), groups=8, double=(0, 1))
+    network = autoencoder_of(clips / "videos")
+    torch.manual_seed(1)
+    part = tiny.TinyDecoder(replace(config, latents=latents_hash(network))).eval()
+    store.save(part, tmp_path / "small")
+    flags = ["--model", clips / "videos", "--decoder", tmp_path / "small"]
+    file = tmp_path / "z.safetensors"
+    says(capsys, clips / "nine", *flags, "-o", tmp_path / "a.png", "--latents", file)
+    x = read_clip(clips / "nine")[0][None]
+    with torch.no_grad():
+        y = part.decode(network.encode(x)).clamp(-1, 1)[0].transpose(0, 1)
+    assert (panels(tmp_path / "a.png", 32, 8)[1] - y).abs().max() < 0.01
+    assert json.loads((tmp_path / "a.json").read_text())["decoder"] == str(tmp_path / "small")
+    # latents are the encoder's, whoever decodes them
+    for i, given in enumerate((flags, flags[:2])):
+        says(capsys, file, *given, "-o", tmp_path / f"b{i}.png")
+    assert "--first: a --decoder" in says(capsys, clips / "nine", *flags, "--first", code=2)
+    for name, changed, said in (
+        ("theirs", {"latents": "0" * 32}, "theirs: reads latents of autoencoder 00000000"),
+        ("slow", {"double": ()}, "slow: the decoder has time_factor 1, the vae 4"),
+        ("thin", {"channels": 4}, "thin: the decoder has channels 4, the vae 8"),
+    ):
+        store.save(tiny.TinyDecoder(replace(config, **changed)), tmp_path / name)
+        wrong = [*flags[:3], tmp_path / name, "-o", tmp_path / "c.png"]
+        assert said in says(capsys, clips / "nine", *wrong, code=2)
+    assert not (tmp_path / "c.png").exists()
 
 
 def test_an_mp4_of_odd_size_and_a_folder_out(clips, tmp_path, capsys):

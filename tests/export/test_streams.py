@@ -15,7 +15,7 @@ from pocketdiffusion.export.parity import relative
 from pocketdiffusion.export.rewrite import TIME, rewritten
 from pocketdiffusion.export.streams import FILE, agreed, chained, export, probes, programs, shown
 from pocketdiffusion.nn.causal import CausalConv, TimeDown
-from pocketdiffusion.pipeline import SHIPPED
+from pocketdiffusion.pipeline import SHIPPED, latents_hash
 
 SMALL = replace(
     h3ae.PRESETS["smoke"], widths=(8, 16), blocks=(1, 1), flat=1, halve=(0, 1), mlp=32, side=16, window=3
@@ -181,6 +181,31 @@ def test_int8_is_calibrated_on_pictures(clips, written, tmp_path):
     with pytest.raises(ValueError, match="gone: no such folder"):
         export(vae, tmp_path / "e", precision="int8", size=32, source=tmp_path / "gone")
     assert not (tmp_path / "e").exists()
+
+
+def test_a_stream_is_checked_on_a_clip_that_calibrated_nothing(clips, written, tmp_path, monkeypatch):
+    given = []
+    check = streams.agreed
+    monkeypatch.setattr(streams, "agreed", lambda *args: given.append(args[-1]) or check(*args))
+    export(clips, tmp_path / "a", precision="int8")
+    seen = torch.cat([p["x"] for p in written["encoder_first"]])
+    (x,) = given
+    assert x.shape == (1, 3, 37, 16, 16) and len(seen) == 2
+    assert min((x[:, :, :1] - one).abs().max() for one in seen.split(1)) > 0.1
+    assert torch.equal(x, shown(clips, 16, step=1)[:1])
+
+
+def test_a_bundle_says_whose_latents_it_is_of(clips, written, tmp_path):
+    whose = "0123456789abcdef" * 2
+    small = tiny.PRESETS["smoke"]
+    parts = {
+        "clips": (clips, latents_hash(clips)),
+        "told": (tiny.TinyDecoder(replace(small, latents=whose)), whose),
+        "untold": (tiny.TinyDecoder(small), ""),
+    }
+    for name, (network, expected) in parts.items():
+        export(network, tmp_path / name, precision="int8")
+        assert json.loads((tmp_path / name / FILE).read_text())["latents"] == expected
 
 
 @pytest.mark.slow

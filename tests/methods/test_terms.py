@@ -159,6 +159,22 @@ def test_an_equivariant_autoencoder_has_nothing_to_learn():
     assert error < 0.1 * blind
 
 
+@pytest.mark.parametrize("kind, config", [(AutoencoderKL, PRESETS["smoke"]), (H3AE, H3AES["smoke"])])
+@torch.no_grad()
+def test_resized_latents_decode_to_whole_sizes(kind, config):
+    """The spec's check 14: f h' and f w', of pictures and clips that are not square; time is kept."""
+    net, frames_ = kind(config), (5,) if kind is H3AE else ()
+    f = config.factor
+    x = torch.rand(1, 3, *frames_, 4 * f, 7 * f) * 2 - 1
+    z = net.encode(x)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        h, w = equivariance.smaller((4, 7))
+        y = net.decode(equivariance.resized(z, (h, w)))
+        assert y.shape == (1, 3, *frames_, f * h, f * w)
+        assert y.shape == equivariance.resized(x, (f * h, f * w)).shape
+
+
 def test_eq_vae_turns_and_scales_both_alike():
     view = equivariance.eq_vae(4, often=1.0)
     x = F.interpolate(torch.rand(1, 3, 3, 3), (64, 64), mode="bilinear")
@@ -200,6 +216,13 @@ def test_chopping_removes_diagonals_and_nothing_else():
             wanted = whole[:, u, v] if u + v < 10 else torch.zeros((), dtype=x.dtype)
             torch.testing.assert_close(left[:, u, v], wanted.expand(len(left)))
     torch.testing.assert_close(chopping.low(x, 0), x)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 12, 16), (1, 4, 3, 8, 9), (1, 4, 4, 4)])
+def test_chopping_cuts_nothing_off(shape):
+    sides = " x ".join(map(str, shape[-2:]))
+    with pytest.raises(ValueError, match=f"chopping {sides} positions: expected sides .* multiples of 8$"):
+        chopping.low(torch.zeros(shape), 3)
 
 
 def test_a_decoder_that_keeps_frequencies_apart_has_nothing_to_chop():

@@ -11,7 +11,13 @@ from pocketdiffusion import store
 from pocketdiffusion.autoencoders import h3ae, kl
 from pocketdiffusion.cli.main import guarded
 from pocketdiffusion.pipeline import latents_hash
-from pocketdiffusion.recipes import autoencoder_claims, autoencoder_speed, scale_equivariance, tiny_decoder
+from pocketdiffusion.recipes import (
+    autoencoder_claims,
+    autoencoder_speed,
+    h3ae_scenes,
+    scale_equivariance,
+    tiny_decoder,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +82,7 @@ def test_claims_go_on_where_they_were_killed(tmp_path, monkeypatch):
         control="gan",
         seeds=(0,),
         steps=4,
+        still=0,
         batch=1,
         frames=5,
         held_out=2,
@@ -179,3 +186,67 @@ def test_speed_goes_on_with_the_rows_that_are_missing(tmp_path, monkeypatch, cap
     capsys.readouterr()
     train(*flags, "--side", "64", code=2)
     assert "holds a run with --side 256, not 64" in capsys.readouterr().err
+
+
+def test_h3ae_of_ones_own_videos_with_every_term(vaes, monkeypatch, capsys):
+    pytest.importorskip("av")
+    from pocketdiffusion.data.clips import write_clip
+
+    for part, count in (("train", 3), ("test", 1)):
+        (vaes / "videos" / part).mkdir(parents=True)
+        for i in range(count):
+            write_clip(torch.rand(3, 7, 48, 48) * 2 - 1, vaes / "videos" / part / f"{i}.mp4", 8)
+    shapes, losses, made = [], set(), h3ae_scenes.Autoencode.parts
+
+    def parts(self, found):
+        shapes.append(tuple(found.x.shape))
+        losses.update(made(self, found))
+        return made(self, found)
+
+    monkeypatch.setattr(h3ae_scenes.Autoencode, "parts", parts)
+    flags = ["--init", vaes / "clips", "--data", vaes / "videos", "--consistency", "0.1", "--se", "0.25"]
+    flags += ["--steps", "4", "--still", "2", "--batch", "1", "--frames", "5", "--size", "32"]
+    train("h3ae_scenes", *flags, "--held-out", "3", "--out", vaes / "run")
+    assert shapes == [(2, 3, 32, 32)] * 2 + [(1, 3, 5, 32, 32)] * 2
+    before, after = store.load(vaes / "clips"), store.load(vaes / "run" / "vae")
+    assert before.config == after.config and latents_hash(before) != latents_hash(after)
+    assert losses == {"loss", "l1", "kl", "se", "consistency"}
+    # the numbers are those of the file
+    told = capsys.readouterr().out
+    unseen = h3ae_scenes.source(h3ae_scenes.Args(data=str(vaes / "videos"), size=32), "test", 3, 5, "cpu")
+    found = h3ae_scenes.measured(after, 32, 5, torch.device("cpu"), 3, unseen)
+    assert found["pictures"] == 15 and f"psnr {found['psnr']:.4g}, " in told
+
+
+def test_h3ae_refuses_what_it_would_meet_late(vaes, capsys):
+    (vaes / "half" / "train").mkdir(parents=True)
+    for flags, said in (
+        (
+            ["--data", vaes / "half"],
+            "half: no test/ in it; expected scenes, or a folder with train/ and test/",
+        ),
+        (["--init", vaes / "pictures"], "pictures: a AutoencoderKL, expected an H3AE"),
+        (["--frames", "6"], "6 frames: expected 1 + 4 k"),
+        (["--size", "60"], "60 x 60 pixels: sides must be multiples of 8"),
+        (["--held-out", "0"], "--held-out 0: expected 1 or more"),
+    ):
+        train("h3ae_scenes", *flags, "--out", vaes / f"no{said[:4].strip()}", code=2)
+        assert said in capsys.readouterr().err
+
+
+def test_h3ae_draws_as_before_and_measures_every_clip(vaes):
+    """The defaults' batches are those of the world itself, and a remainder of eight is judged too."""
+    args, cpu = h3ae_scenes.Args(still=2, batch=1, frames=5, size=32), torch.device("cpu")
+    clips = h3ae_scenes.Clips(h3ae_scenes.WORLD, 1, 32, 5)
+    pictures = h3ae_scenes.Scenes(h3ae_scenes.WORLD, 2, 32)
+    data = h3ae_scenes.mixed(args, cpu)
+    for step, expected in enumerate([pictures, pictures, clips, clips, pictures, clips]):
+        assert torch.equal(data(7, step).x, expected(7, step).x)
+    vae = store.load(vaes / "clips")
+    found = h3ae_scenes.measured(vae, 32, 5, cpu, 10)
+    assert found["pictures"] == 50
+    drawn = h3ae_scenes.Clips(h3ae_scenes.WORLD, 8, 32, 5)
+    x = torch.cat([drawn(10**6, i).x for i in range(2)])[:10]
+    with torch.no_grad():
+        expected = h3ae_scenes.by_frame(x, vae.decode(vae.encode(x)).clamp(-1, 1))[1:].mean()
+    assert found["rest"] == pytest.approx(expected.item(), abs=1e-3)

@@ -96,7 +96,15 @@ def test_calibrate(name):
         assert abs(z.square().mean() - 1) < 1e-5
         return
     assert z.mean((0, 2, 3, 4)).abs().max() < 1e-4
-    assert (z.std((0, 2, 3, 4)) - 1).abs().max() < 1e-4
+    assert (z.std((0, 2, 3, 4), correction=0) - 1).abs().max() < 1e-4
+
+
+def test_calibrating_encodes_a_few_at_a_time():
+    model = tiny("kl")
+    rows, encode = [], model.encode
+    model.encode = lambda x: rows.append(len(x)) or encode(x)
+    model.calibrate(pixels("kl", batch=9))
+    assert rows == [4, 4, 1]
 
 
 def test_the_hash_follows_weights_and_statistics():

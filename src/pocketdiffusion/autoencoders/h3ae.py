@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..nn.attention.causal import CausalBlocks
 from ..nn.causal import CausalConv, CausalResBlock, Chain, Frames, State, TimeDown, TimeUp, streamed
 from ..nn.conv import Down, ResBlock, Up, UpNearest
+from .moments import moments
 
 
 @dataclass(frozen=True)
@@ -218,26 +219,38 @@ class H3AE(nn.Module):
 
     def decode(self, z: Tensor, first: Tensor | None = None, told: Tensor | None = None) -> Tensor:
         """``first`` (B, 3, H, W): the first frame, known exactly; ``told`` (B,) 1 or 0: in which rows."""
-        return self.decoded(z, self.hints(first), told)
+        return self.decoded(z, self.hints(first, self.seen(z)), told)
 
     def decoded(self, z: Tensor, hints: list[Tensor] | None, told: Tensor | None = None) -> Tensor:
         x = self.decoder(self.raw(z if z.ndim == 5 else z[:, :, None]), hints, told)
         return x if z.ndim == 5 else x[:, :, 0]
 
     def raw(self, z: Tensor) -> Tensor:
-        if z.shape[1] != self.config.channels:
-            raise ValueError(f"latents have {z.shape[1]} channels, expected {self.config.channels}")
         return z / self.scale + self.shift
 
-    def hints(self, first: Tensor | None) -> list[Tensor] | None:
+    def seen(self, z: Tensor) -> tuple[int, ...]:
+        """The shape (B, 3, H, W) of the frames that ``z`` becomes; ValueError if it is no latent."""
+        c, shape = self.config, tuple(z.shape)
+        if z.ndim not in (4, 5):
+            expected = f"expected (B, {c.channels}, T, h, w), or of pictures (B, {c.channels}, h, w)"
+            raise ValueError(f"latents of shape {shape}: {expected}")
+        if shape[1] != c.channels:
+            raise ValueError(f"latents have {shape[1]} channels, expected {c.channels}")
+        return shape[0], 3, c.factor * shape[-2], c.factor * shape[-1]
+
+    def hints(self, first: Tensor | None, shape: tuple[int, ...]) -> list[Tensor] | None:
         if first is None:
             return None
         if not self.config.omni:
             raise ValueError("this autoencoder takes no first frame (omni is off)")
+        if tuple(first.shape) != shape:
+            raise ValueError(f"a first frame of shape {tuple(first.shape)}, expected {shape}")
         return self.encoder.features(first)
 
     def stream_encode(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One frame (B, 3, 1, H, W) first (or 1 + f_t k), then chunks of f_t frames (or a multiple)."""
+        if x.ndim != 5:
+            raise ValueError(f"a chunk of shape {tuple(x.shape)}: expected (B, 3, T, H, W)")
         fits(self.config, x if state is None else x[:, :, :1])
         if state is not None and x.shape[2] % self.config.time_factor:
             raise ValueError(
@@ -254,24 +267,24 @@ class H3AE(nn.Module):
         told: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """One latent frame (B, C, 1, h, w) first, with ``first`` if it is known; then any number."""
-        return self.decoder.stream(self.raw(z), state, self.hints(first) if state is None else None, told)
+        shape = self.seen(z)
+        if z.ndim != 5:
+            raise ValueError(f"a chunk of shape {tuple(z.shape)}: expected (B, {z.shape[1]}, T, h, w)")
+        hints = self.hints(first, shape) if state is None else None
+        return self.decoder.stream(self.raw(z), state, hints, told)
 
     def forward(self, x: Tensor, first: Tensor | None = None) -> Tensor:
         # the first frame goes first, so that what a tap keeps of the encoder is the clip's
-        hints = self.hints(first)
+        hints = self.hints(first, (x.shape[0], 3, *x.shape[-2:]))
         return self.decoded(self.encode(x), hints)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
         """Set scale and shift so that the latents of ``x`` have zero mean and unit variance per channel."""
-        count, sums = 0, torch.zeros(2, self.config.channels, dtype=torch.float64)
-        for part in (x if x.ndim == 5 else x[:, :, None]).split(4):
-            mean = self.encoder(part).chunk(2, dim=1)[0].double().cpu()
-            count += mean[:, 0].numel()
-            sums += torch.stack([mean.sum((0, 2, 3, 4)), mean.square().sum((0, 2, 3, 4))])
-        middle, square = sums / count
-        self.shift.copy_(middle.view(-1, 1, 1, 1))
-        self.scale.copy_((square - middle.square()).rsqrt().view(-1, 1, 1, 1))
+        clips = x if x.ndim == 5 else x[:, :, None]
+        mean, variance = moments(lambda part: self.encoder(part).chunk(2, dim=1)[0], clips)
+        self.shift.copy_(mean.view(-1, 1, 1, 1))
+        self.scale.copy_(variance.rsqrt().view(-1, 1, 1, 1))
 
     def example(self, batch: int = 2, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
         """Clips (B, 3, T, H, W) in [-1, 1], and their first frames if these are taken."""

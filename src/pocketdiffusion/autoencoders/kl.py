@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.conv import Down, ResBlock, Up
+from .moments import moments
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class AutoencoderKL(nn.Module):
         self.register_buffer("shift", torch.zeros(config.channels, 1, 1))
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the normalised latent."""
+        """Mean and log variance of the normalised latent; ValueError if ``x`` does not divide."""
+        fits("pixels", x, 3, self.config.factor)
         mean, logvar = self.encoder(x).chunk(2, dim=1)
         return (mean - self.shift) * self.scale, logvar.clamp(-30, 20) + 2 * self.scale.log()
 
@@ -87,6 +89,7 @@ class AutoencoderKL(nn.Module):
 
     def decode(self, z: Tensor, first: Tensor | None = None) -> Tensor:
         """``first`` (features of a first frame) is for video autoencoders and unused here."""
+        fits("latents", z, self.config.channels, 1)
         return self.decoder(z / self.scale + self.shift)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,9 +98,9 @@ class AutoencoderKL(nn.Module):
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
         """Set scale and shift so that the latents of ``x`` have zero mean and unit variance per channel."""
-        mean = self.encoder(x).chunk(2, dim=1)[0]
-        self.shift.copy_(mean.mean((0, 2, 3))[:, None, None])
-        self.scale.copy_(1 / mean.std((0, 2, 3))[:, None, None])
+        mean, variance = moments(lambda part: self.encoder(part).chunk(2, dim=1)[0], x)
+        self.shift.copy_(mean.view(-1, 1, 1))
+        self.scale.copy_(variance.rsqrt().view(-1, 1, 1))
 
     def example(self, batch: int = 2, device: torch.device | str = "cpu") -> tuple[Tensor]:
         """Pictures (B, 3, H, W) in [-1, 1] that tests, bench and exporters use."""
@@ -105,6 +108,15 @@ class AutoencoderKL(nn.Module):
         return (
             torch.rand(batch, 3, self.config.side, self.config.side, generator=g).mul(2).sub(1).to(device),
         )
+
+
+def fits(what: str, x: Tensor, channels: int, factor: int) -> None:
+    """Refuse what is not (B, channels, factor i, factor j)."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        clips = "; frames of clips come as a batch" if x.ndim == 5 else ""
+        raise ValueError(f"{what} of shape {tuple(x.shape)}: expected (B, {channels}, H, W){clips}")
+    if x.shape[-2] % factor or x.shape[-1] % factor:
+        raise ValueError(f"{what} of {x.shape[-2]} x {x.shape[-1]}: expected multiples of {factor}")
 
 
 def count(c: Config) -> int:

@@ -167,6 +167,10 @@ class Grafted(nn.Module):
                 raise ValueError(f"the decoder has {name} {a}, the autoencoder {b}")
         # a decoder of ours takes no first frame
         self.config = replace(theirs, omni=False) if getattr(theirs, "omni", False) else theirs
+        # there where both are: who streams asks whether they are
+        if hasattr(autoencoder, "stream_encode") and hasattr(decoder, "stream_decode"):
+            self.stream_encode: Any = autoencoder.stream_encode
+            self.stream_decode: Any = decoder.stream_decode
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.autoencoder.posterior(x)

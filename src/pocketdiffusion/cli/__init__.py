@@ -14,10 +14,12 @@ ValueError (exit code 2), trouble with the machine OSError or RuntimeError (exit
     costs.py        pocket costs: what every block and branch takes, here or on a phone, as a table.
     spectrum.py     pocket spectrum: how much fine detail an autoencoder's latents carry, beside pixels.
     info.py         pocket info: what is in a saved pipeline or network.
-    demo.py         pocket demo: sample, train, score, time and export, in a report to look at.
+    demo.py         pocket demo: sample, train, score, compare, time and export, in a report to look at.
     autoencoder.py  Which autoencoder a flag means: a shipped name, a folder of ours, or a diffusers one.
     reconstruct.py  pocket reconstruct: a picture or video through an autoencoder, beside the original.
     through.py      Frames through an autoencoder and back, in chunks: padded, tiled, streamed.
+    films.py        What a path holds: a picture, a video, or the pictures of a folder.
+    judge.py        One row of numbers per autoencoder, over a data set.
     compare.py      Frames beside what became of them: panels to look at, and numbers.
     latents.py      The latents of one picture or video in a file, with whose they are.
 """

@@ -28,6 +28,17 @@ def autoencoder_of(model: str | Path, clips: bool | None = None) -> Any:
     return network
 
 
+def grafted(network: Any, decoder: Path) -> Any:
+    """``network`` with a saved decoder of its latents in place of its own; ValueError if it does not fit."""
+    from .. import store
+    from ..autoencoders.tiny import Grafted
+    from ..pipeline import fitting
+
+    part = store.load(decoder)
+    fitting(decoder, part, network)
+    return Grafted(network, part).eval()
+
+
 def network_of(model: str | Path) -> Any:
     """The same, of a decoder by itself too."""
     from .. import store

@@ -131,6 +131,8 @@ def autoencoder(args: Args) -> None:
 
     if args.plan or args.size_mb or args.decoder:
         raise ValueError(f"{args.model}: --plan, --size-mb and --decoder are for pipelines")
+    if args.webgpu or args.target == "web" or args.components != Args.components:
+        raise ValueError(f"{args.model}: --target web, --webgpu and --components are for pipelines")
     network = network_of(args.model)
     if args.dry_run:
         made = programs(network, args.size)

@@ -4,6 +4,7 @@
     pocket reconstruct clip.mp4 --model my_autoencoder/ -o compared.mp4
     pocket reconstruct clip.mp4 --model my_autoencoder/ --latents clip.safetensors
     pocket reconstruct clip.safetensors --model my_autoencoder/ -o decoded.mp4
+    pocket reconstruct --data photos --model scenes --model my_autoencoder/       # numbers alone: judge.py
 
 Out come original, reconstruction and amplified difference (black: none) next to each other, small pictures
 enlarged without smoothing, and a .json of the numbers (PSNR of every frame too), which are measured before a
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +27,7 @@ import tyro
 from ..device import choose, precision
 from ..disk import renamed
 from . import latents
+from .films import films
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,12 +39,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Args:
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
+    source: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="IN")] = None
     """A picture, a video, a folder of frames or of pictures, or latents (.safetensors)."""
-    model: str = "scenes"
-    """A shipped pipeline's name, a pipeline's or an autoencoder's folder, ours or of diffusers."""
+    model: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A shipped name (default: scenes), a pipeline's or an autoencoder's folder, ours or of diffusers."""
+    decoder: Path | None = None
+    """A folder with another decoder of the same latents (pocket train tiny_decoder)."""
+    data: str | None = None
+    """In place of IN: scenes, clips (both drawn), photos or a folder of pictures or videos, only measured."""
+    count: int = 1024
+    """Pictures, or frames of clips, of --data."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """NAME.png for a picture; .mp4, .mov, .mkv, .webm, .gif or .png for a video; or a folder of PNGs."""
+    """NAME.png for a picture; .mp4, .mov, .mkv, .webm, .gif or .png for a video; or a folder of PNGs.
+    NAME.json for --data."""
     size: int | None = None
     """Cut to the middle square and resize to this side first."""
     max_frames: int | None = None
@@ -70,7 +78,9 @@ class Args:
 
 def check(args: Args) -> None:
     """What can be refused before anything is read."""
-    for name, low in {"size": 1, "max_frames": 1, "batch": 1, "tile": 0}.items():
+    if (args.source is None) == (args.data is None):
+        raise ValueError("give IN or --data" + (", not both" if args.data else ""))
+    for name, low in {"size": 1, "count": 1, "max_frames": 1, "batch": 1, "tile": 0}.items():
         if (value := getattr(args, name)) is not None and value < low:
             raise ValueError(f"--{name.replace('_', '-')} {value}: expected {low} or more")
     for name in ("gain", "fps"):
@@ -78,42 +88,18 @@ def check(args: Args) -> None:
             raise ValueError(f"--{name} {value:g}: expected more than 0")
     if args.latents and args.latents.suffix != latents.SUFFIX:
         raise ValueError(f"--latents {args.latents}: expected NAME{latents.SUFFIX}")
-    if args.source.suffix == latents.SUFFIX:
+    if args.decoder and args.first:
+        raise ValueError("--first: a --decoder by itself takes no first frame")
+    if args.data is None and (len(args.model) > 1 or args.count != Args.count):
+        raise ValueError(f"{'several --model' if len(args.model) > 1 else '--count'}: is for --data")
+    if args.source and args.source.suffix == latents.SUFFIX:
         for name in ("size", "max_frames", "first", "strict", "latents"):
             if getattr(args, name) not in (None, False):
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag}: {args.source} holds latents, which are decoded as they are")
 
 
-def films(source: Path) -> list[Film]:
-    """The picture or video, or the pictures of a folder; those that cannot be read are told and left out."""
-    from ..data.video import PICTURES, numbered, opened
-
-    if not source.is_dir() or alike(numbered(source)):
-        return [opened(source)]
-    pictures = []
-    for path in sorted(p for p in source.iterdir() if p.suffix.lower() in PICTURES and p.name[0] != "."):
-        try:
-            pictures.append(opened(path))
-        except ValueError as error:
-            print(f"left out: {error}")
-    if not pictures:
-        raise ValueError(f"{source}: no pictures ({' '.join(PICTURES)})")
-    return pictures
-
-
-def alike(files: list[Path]) -> bool:
-    """Whether two or more pictures have one size, as frames do. Those that are none are told of later."""
-    from PIL import Image
-
-    sizes = set()
-    for path in files:
-        with suppress(Exception), Image.open(path) as image:
-            sizes.add(image.size)
-    return len(files) > 1 and len(sizes) <= 1
-
-
-def target(args: Args, kind: str, fps: float = 1.0) -> Path:
+def target(args: Args, source: Path, kind: str, fps: float = 1.0) -> Path:
     """Where the output of a picture, video or folder of pictures goes; ValueError if it cannot."""
     from ..data.record import check as writable
 
@@ -123,7 +109,7 @@ def target(args: Args, kind: str, fps: float = 1.0) -> Path:
         raise ValueError(f"-o {out}: expected {'NAME.png' if suffix else 'a folder without a suffix'}")
     if kind == "video":
         writable(out, args.fps or fps)
-    if out.resolve() == args.source.resolve():
+    if out.resolve() == source.resolve():
         raise ValueError(f"-o {out}: is the input; name another")
     return out
 
@@ -174,7 +160,7 @@ def one(way: Through, film: Film, args: Args, out: Path) -> dict[str, Any]:
     h, w = way.size or (0, 0)
     about = {"still": film.still, "fps": film.fps, "height": h, "width": w}
     if args.latents:
-        latents.write(args.latents, torch.cat(kept, dim=1), way.autoencoder, args.model, about)
+        latents.write(args.latents, torch.cat(kept, dim=1), way.autoencoder, named(args), about)
         print(args.latents)
     numbers: dict[str, Any] = {"source": str(film.path), "frames": count, **about, **tally.means()}
     numbers["psnr_by_frame"] = tally.found["psnr"]
@@ -194,10 +180,10 @@ def show(frames: Iterator[Tensor], out: Path, picture: bool, fps: float) -> None
         Image.fromarray(pixels(next(frames))).save(temporary, "PNG")
 
 
-def decoded(way: Through, args: Args) -> None:
+def decoded(way: Through, source: Path, args: Args) -> None:
     """A file of latents -> a picture or video."""
-    z, about = latents.read(args.source, way.autoencoder, args.model)
-    out = target(args, "picture" if about["still"] else "video", about["fps"])
+    z, about = latents.read(source, way.autoencoder, named(args))
+    out = target(args, source, "picture" if about["still"] else "video", about["fps"])
     way.size = about["height"], about["width"]
 
     def frames() -> Iterator[Tensor]:
@@ -218,25 +204,39 @@ def row(numbers: dict[str, Any]) -> dict[str, Any]:
     return {"in": Path(numbers["source"]).name, "size": size, **{k: numbers[v] for k, v in columns.items()}}
 
 
+def named(args: Args) -> str:
+    """What the user calls the one autoencoder."""
+    return args.model[0] if args.model else "scenes"
+
+
 def main(args: Args) -> None:
     check(args)
+    if args.source is None:
+        from .judge import judged
+
+        return judged(args)
     from ..bench.table import text
     from ..data.latents import weights_hash
-    from .autoencoder import autoencoder_of
+    from .autoencoder import autoencoder_of, grafted
     from .through import Through
 
-    known = [] if args.source.suffix == latents.SUFFIX else films(args.source)
-    several = len(known) > 1 or (args.source.is_dir() and known[0].still)
+    source = args.source
+    known = [] if source.suffix == latents.SUFFIX else films(source)
+    several = len(known) > 1 or (source.is_dir() and known[0].still)
     if several and args.latents:
-        raise ValueError(f"--latents: {args.source} holds several pictures, expected one or a video")
+        raise ValueError(f"--latents: {source} holds several pictures, expected one or a video")
+    if args.first and any(film.still for film in known):
+        raise ValueError(f"--first: {source} is no video, and a picture has no frame after the first")
     out = None
     if known:
         kind = "folder" if several else "picture" if known[0].still else "video"
-        out = target(args, kind, known[0].fps)
-    network = autoencoder_of(args.model)
+        out = target(args, source, kind, known[0].fps)
+    network = autoencoder_of(named(args))
+    if args.decoder:
+        network = grafted(network, args.decoder)
     way = Through(network, args.tile, args.batch, args.first, choose(args.device), precision(args.dtype))
     if out is None:
-        return decoded(way, args)
+        return decoded(way, source, args)
     stems = {film.path.stem for film in known}
     names = [film.path.stem if len(stems) == len(known) else film.path.name for film in known]
     targets = [out / f"{name}.png" for name in names] if several else [out]
@@ -248,8 +248,9 @@ def main(args: Args) -> None:
         means[key] = sum(values) / len(values) if values else None
     if several:
         print(f"mean PSNR {means['psnr']:.2f}")
-    record: dict[str, Any] = {"model": args.model, "autoencoder": weights_hash(network), "first": args.first}
-    record |= {"device": str(way.device), "dtype": args.dtype, **means, "each": found}
+    record: dict[str, Any] = {"model": named(args), "decoder": args.decoder and str(args.decoder)}
+    record |= {"autoencoder": weights_hash(network), "first": args.first, "device": str(way.device)}
+    record |= {"dtype": args.dtype, **means, "each": found}
     told = out.with_suffix(".json")
     with renamed(told) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")

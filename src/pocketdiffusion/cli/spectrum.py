@@ -38,7 +38,7 @@ class Args:
     models: Annotated[tuple[str, ...], tyro.conf.Positional] = ("scenes",)
     """Shipped pipelines' names, pipeline folders or autoencoder folders, ours or of diffusers."""
     data: str = "scenes"
-    """scenes, clips (both drawn), photos (held-out parts of scikit-image's) or a folder of pictures."""
+    """scenes, clips (both drawn), photos (held-out parts of scikit-image's) or a folder."""
     count: int = 1024
     """Pictures, or frames of clips."""
     size: int | None = None
@@ -50,31 +50,34 @@ class Args:
     """auto, cpu, cuda or mps."""
 
 
-def source(data: str, batch: int, size: int) -> Any:
-    """(seed, step) -> Batch."""
-    from ..data import photos, scenes
+def source(data: str, batch: int, size: int, frames: int = FRAMES) -> Any:
+    """(seed, step) -> Batch of about ``batch`` pictures, or frames of clips (of a folder that has videos)."""
+    from ..data import clips, photos, scenes
+    from ..data.video import VIDEOS
 
     if data == "scenes":
         return scenes.Scenes(scenes.World(), batch, size)
     if data == "clips":
         from ..data.motion import Clips
 
-        return Clips(batch=max(1, batch // FRAMES), size=size, frames=FRAMES)
+        return Clips(batch=max(1, batch // frames), size=size, frames=frames)
     if data == "photos":
         return photos.Photos(batch, size, "test")
     if not Path(data).is_dir():
-        raise ValueError(f"--data {data}: expected scenes, clips, photos or a folder of pictures")
+        raise ValueError(f"--data {data}: expected scenes, clips, photos or a folder of pictures or videos")
+    if any(p.suffix.lower() in VIDEOS for p in Path(data).rglob("*")):
+        return clips.Clips(data, max(1, batch // frames), size, frames)
     return photos.Photos(batch, size, "all", data)
 
 
-def batches(given: Any, args: Args, device: Any, what: str) -> Iterator[Tensor]:
-    """Pixels of ``args.count`` pictures, or of as many whole clips as have at least that many frames."""
+def batches(given: Any, count: int, seed: int, device: Any, what: str) -> Iterator[Tensor]:
+    """Pixels of ``count`` pictures, or of as many whole clips as have at least that many frames."""
     from tqdm import tqdm
 
-    left, step = args.count, 0
-    with tqdm(total=args.count, desc=what, disable=None, delay=2) as bar:
+    left, step = count, 0
+    with tqdm(total=count, desc=what, disable=None, delay=2) as bar:
         while left > 0:
-            x = given(args.seed + UNSEEN, step).x
+            x = given(seed + UNSEEN, step).x
             frames = x.shape[2] if x.ndim == 5 else 1
             x = x[: -(-left // frames)]
             left, step = left - len(x) * frames, step + 1
@@ -110,7 +113,7 @@ def error(network: Any, given: Any, args: Args, device: Any) -> float:
     from ..eval.spectrum import equivariance_error
 
     total = pictures = 0.0
-    for x in batches(given, args, device, "SE"):
+    for x in batches(given, args.count, args.seed, device, "SE"):
         half = x.shape[-1] // network.config.factor // 2
         total += equivariance_error(network, x, half) * len(x)
         pictures += len(x)
@@ -144,7 +147,7 @@ def main(args: Args) -> None:
     rows: list[dict[str, Any]] = []
     spectra: dict[tuple[str, str], Spectrum] = {}
     for name, network in networks.items():
-        found = curves(network, batches(given, args, device, name), args.seed)
+        found = curves(network, batches(given, args.count, args.seed, device, name), args.seed)
         se = error(network, given, args, device)
         if not rows:
             spectra["-", "pixels"] = found["pixels"]

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ..data import clips, motion, photos, scenes
 from ..disk import replacing
 from ..nn.causal import chunks
+from ..pipeline import latents_hash
 from .bundle import Report, limits, size_of, target, versions
 from .parity import LIMITS, ParityError, demand, psnr, relative
 from .program import Program
@@ -124,10 +125,11 @@ def programs(autoencoder: Any, size: int | None = None) -> dict[str, Program]:
     return {p.name: p for p in made}
 
 
-def shown(autoencoder: Any, size: int, source: str | Path = "scenes") -> Tensor:
+def shown(autoencoder: Any, size: int, source: str | Path = "scenes", step: int = 0) -> Tensor:
     """Pixels to calibrate on: pictures (N, 3, size, size), or clips (N, 3, 1 + f_t CHUNKS, size, size).
 
-    ``source``: "scenes" for the drawn world, or a folder of pictures or videos.
+    ``source``: "scenes" for the drawn world, or a folder of pictures or videos. ``step`` 1: others, to check
+    with; of a folder of fewer than three videos other parts, if these are long enough.
     """
     pace = getattr(autoencoder.config, "time_factor", 1)
     count = 1 + CHUNKS * pace
@@ -138,7 +140,7 @@ def shown(autoencoder: Any, size: int, source: str | Path = "scenes") -> Tensor:
         data = photos.Photos(PICTURES, size, "all", source)
     else:
         data = clips.Clips(source, CLIPS, size, count)
-    return data(0, 0).x
+    return data(0, step).x
 
 
 @torch.no_grad()
@@ -215,13 +217,16 @@ def agreed(
 
 
 def described(autoencoder: Any, made: Mapping[str, Program], suffix: str) -> dict[str, Any]:
-    """What a device has to know to run the programs."""
+    """What a device has to know to run the programs; ``latents``: whose they are, "" if nobody knows."""
     config = autoencoder.config
+    # a decoder by itself has no hash of its own, but may say whose latents it reads
+    alone = not hasattr(autoencoder, "encode")
     return {
         "class": type(autoencoder).__name__,
         "channels": config.channels,
         "factor": config.factor,
         "time_factor": getattr(config, "time_factor", 1),
+        "latents": getattr(config, "latents", "") if alone else latents_hash(autoencoder),
         "programs": {
             name: {
                 "file": f"{name}{suffix}",
@@ -258,6 +263,10 @@ def export(
     if encoder := made.get("encoder", made.get("encoder_first")):
         pixels = shown(autoencoder, encoder.inputs["x"].shape[-1], source)
         given = probes(made, pixels, getattr(autoencoder.config, "time_factor", 1))
+    clip = None
+    if pixels is not None and "decoder_first" in made:
+        # one that calibrated nothing
+        clip = shown(autoencoder, pixels.shape[-1], source, 1)[:1]
     rows: list[dict[str, Any]] = []
     warnings: list[str] = []
     run: dict[str, Any] = {}
@@ -272,7 +281,6 @@ def export(
             bytes_ = size_of(path)
             rows.append({"component": name, "bytes": bytes_, "rel": rel, "operators": writer.operators(path)})
             warnings += limits(name, bytes_)
-        clip = None if pixels is None else pixels[:1]
         ratios = agreed(autoencoder, run, made, precision, clip) if "decoder_first" in made else []
         report = Report(to, precision, rows, ratios, warnings)
         told = {"target": to, "precision": precision, **described(autoencoder, made, writer.SUFFIX)}

@@ -53,7 +53,13 @@ def undone(found: Tensor) -> Tensor:
 
 
 def low(x: Tensor, dropped: int) -> Tensor:
-    """``x`` (..., H, W) without the last ``dropped`` of the 15 diagonals of every block."""
+    """``x`` (..., H, W) without the last ``dropped`` of the 15 diagonals of every block.
+
+    ValueError if a side is no multiple of 8: what ``dct`` cuts off would be gone.
+    """
+    if any(side % BLOCK for side in x.shape[-2:]):
+        sides = " x ".join(map(str, x.shape[-2:]))
+        raise ValueError(f"chopping {sides} positions: expected sides that are multiples of {BLOCK}")
     index = torch.arange(BLOCK, device=x.device)
     kept = index + index[:, None] < 2 * BLOCK - 1 - dropped
     return undone(dct(x) * kept)

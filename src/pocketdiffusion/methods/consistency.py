@@ -5,8 +5,9 @@
          = mean [ log(sigma / sigma') + (sigma'^2 + (mu' - mu)^2) / (2 sigma^2) - 1/2 ]
 
 A perceptual loss whose feature network is the encoder itself. Source: H3AE (Wu et al. 2025, eq. 3), which
-has a KL between the two posteriors; its direction and weight are not known to us. Ours: this direction, log
-variances clamped to [-8, 4], and the mean squared difference of the means as the other form.
+has a KL between the two posteriors; its direction and weight are not known to us. Ours: this direction; all
+in units of the means' own deviation, per channel of the batch, which a KL does not notice but for the clamp
+of log variances to [-8, 4]; and the mean squared difference of the means as the other form.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from .autoencode import Pass
@@ -48,12 +48,21 @@ def again(found: Pass) -> tuple[Tensor, Tensor]:
     return mean.float(), logvar.float()
 
 
+def scale(mean: Tensor) -> Tensor:
+    """The deviation of every channel of means (B, C, ...), constant: (1, C, 1, ...)."""
+    rest = [d for d in range(mean.ndim) if d != 1]
+    return mean.detach().std(rest, keepdim=True).clamp(min=1e-4)
+
+
 def latent_kl(found: Pass) -> Tensor:
-    """KL(q2 || sg[q1])."""
+    """KL(q2 || sg[q1]); in nats per element."""
     mean, logvar = again(found)
-    return kl_between(mean, logvar.clamp(*CLAMP), found.mean.detach(), found.logvar.detach().clamp(*CLAMP))
+    unit = scale(found.mean)
+    variances = (v - 2 * unit.log() for v in (logvar, found.logvar.detach()))
+    second, first = (v.clamp(*CLAMP) for v in variances)
+    return kl_between(mean / unit, second, found.mean.detach() / unit, first)
 
 
 def latent_mse(found: Pass) -> Tensor:
-    """mean (mu' - sg[mu])^2: the form that no small variance can blow up."""
-    return torch.nn.functional.mse_loss(again(found)[0], found.mean.detach())
+    """mean (mu' - sg[mu])^2 / std^2: the form that no small variance can blow up."""
+    return ((again(found)[0] - found.mean.detach()) / scale(found.mean)).square().mean()

@@ -26,7 +26,7 @@ from .kd import per_sample
 
 
 class Trajectory:
-    """Batches hold whole trajectories, x (B, K + 1, C, H, W), from noise to picture; their text is the prompts.
+    """Batches hold whole trajectories, x (B, K + 1, C, H, W), from noise to picture, and their prompts.
 
     ``embed(batch) -> x, cond`` of the student. ``levels``: s_0 to s_(K-1), decreasing, without the final 0.
     """

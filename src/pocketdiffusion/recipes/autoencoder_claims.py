@@ -5,7 +5,9 @@
     pocket train autoencoder_claims --arms l1 flat_0 nearest wide kl_1e-3    # layers, channels, KL
     pocket train autoencoder_claims --arms l1 consistency se consistency_se  # with scale equivariance, both
 
-Every run is kept (OUT/ARM-SEED.json) and not repeated. Of a seed, all arms see the same clips and noise; the
+The first ``still`` of the steps see pictures alone, without which so few steps on clips stay near a constant
+colour; arms that differ in their 3-D layers differ in the rest alone. Every run is kept (OUT/ARM-SEED.json)
+and not repeated. Of a seed, all arms see the same clips and noise; the
 arms that change a loss begin with the same weights too. ``perceptual`` and ``frechet`` are judged by the
 network that the arm of that name learns from, and ``cycle`` is what latent consistency asks for: neither is
 neutral; nor is ``frechet_clips``, which is no rFVD (eval/reconstruction.py). Not run in full yet:
@@ -68,7 +70,7 @@ NETWORKS: dict[str, Callable[[Config], Config]] = {
 }
 # what an arm adds to L1 and KL, with the weight that is ours unless --weight is given
 LOSSES: dict[str, tuple[Callable[[H3AE, SceneNet], Term], float]] = {
-    "consistency": (lambda vae, net: latent_kl, 0.1),
+    "consistency": (lambda vae, net: latent_kl, 0.001),
     "consistency_mse": (lambda vae, net: latent_mse, 0.1),
     "perceptual": (lambda vae, net: perceptual(scene_maps(net)), 0.1),
     "lpips": (lambda vae, net: judged(lpips("vgg", next(vae.parameters()).device)), 0.1),

@@ -63,7 +63,7 @@ class Paths(NamedTuple):
 
 
 class Pool:
-    """(seed, step) -> a batch drawn from the trajectories that ``make(seed, number)`` gives for ``rounds`` steps.
+    """(seed, step) -> a batch of the trajectories that ``make(seed, number)`` gives for ``rounds`` steps.
 
     All of it follows from the two numbers: a run that goes on makes the same pool again.
     """

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..autoencoders.moments import moments
 from ..disk import replacing
 from .vaes import PUBLISHED
 
@@ -129,22 +130,22 @@ class Foreign(nn.Module):
         SD1.5, SD3, FLUX and CogVideoX know no per-channel values. AutoencoderDC has room for one scale only:
         its latents get a mean square of 1.
         """
-        z = self.encode(x).transpose(0, 1).flatten(1)
+        mean, variance = moments(self.encode, x)
         model = self.model
         if self.config.name == "AutoencoderDC":
-            self.std.mul_(z.square().mean().sqrt())
+            self.std.mul_((variance + mean.square()).mean().sqrt().item())
             model.register_to_config(scaling_factor=1 / self.std.flatten()[0].item())
             return
-        self.mean.add_(z.mean(1).view_as(self.mean) * self.std)
-        self.std.mul_(z.std(1).view_as(self.std))
-        mean, std = self.mean.flatten(), self.std.flatten()
+        self.mean.add_(mean.view(self.mean.shape).to(self.mean) * self.std)
+        self.std.mul_(variance.sqrt().view(self.std.shape).to(self.std))
+        m, s = self.mean.flatten(), self.std.flatten()
         one = {"scaling_factor": 1.0, "shift_factor": None}
         model.register_to_config(**{k: v for k, v in one.items() if k in model.config})
         if self.config.name == "AutoencoderKLLTXVideo":
-            model.latents_mean.copy_(mean)
-            model.latents_std.copy_(std)
+            model.latents_mean.copy_(m)
+            model.latents_std.copy_(s)
         else:
-            model.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+            model.register_to_config(latents_mean=m.tolist(), latents_std=s.tolist())
 
     def example(self, batch: int = 2, device: torch.device | str = "cpu") -> tuple[Tensor]:
         """Pictures (B, 3, H, W), or for a video autoencoder clips (B, 3, T, H, W), in [-1, 1]."""
