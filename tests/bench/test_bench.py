@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from pocketdiffusion.bench.cost import by_module, cost
+from pocketdiffusion.bench.cost import by_module, cost, macs
 from pocketdiffusion.bench.latency import busy, cores, latency
 from pocketdiffusion.bench.memory import peak
+from pocketdiffusion.bench.picture import calls, picture
 from pocketdiffusion.bench.table import markdown, short, text
 from pocketdiffusion.models.dit import PRESETS, DiT
+from pocketdiffusion.pipeline import Schedule
 
 
 def dit_macs(c, batch, words):
@@ -73,6 +75,29 @@ def test_submodules_add_up_to_the_whole():
     assert parts["blocks"].macs == finer["blocks.0"].macs + finer["blocks.1"].macs
     c, n = model.config, 16
     assert finer["blocks.1.mlp"].macs == 2 * 2 * n * c.dim * c.mlp
+
+
+@pytest.mark.parametrize(
+    "schedule, wanted",
+    [
+        ({"steps": 5}, 5),
+        ({"steps": 5, "guidance": 2.0}, 10),
+        # levels 1, 0.8, 0.6, 0.4, 0.2: guidance acts at two of them
+        ({"steps": 5, "guidance": 2.0, "interval": (0.3, 0.7)}, 7),
+        ({"steps": 5, "sampler": "heun"}, 9),
+        ({"times": (1.0, 0.5), "sampler": "renoise"}, 2),
+    ],
+)
+def test_calls_of_the_denoiser(schedule, wanted):
+    assert calls(Schedule(**schedule)) == wanted
+
+
+def test_a_picture_is_its_parts(tiny_pipe):
+    """Three guided steps, the text and its empty twin, the decoder: as a count of sampling itself has it."""
+    found = picture(tiny_pipe)
+    assert found.calls == 6 and found.parameters == sum(p.numel() for p in tiny_pipe.transformer.parameters())
+    assert picture(tiny_pipe, 2).macs == found.macs - 2 * found.step
+    assert found.macs == macs(tiny_pipe.sample, (["two green stars"],))
 
 
 def test_latency_of_a_known_duration():

@@ -9,8 +9,10 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from pocketdiffusion.cli import main as cli
 from pocketdiffusion.cli.main import guarded
 
 SLOW = pytest.mark.slow
@@ -82,6 +84,33 @@ def test_user_errors_are_one_line_and_exit_2(tiny_folder, capsys, flags, message
 def test_unknown_verb_and_recipe(capsys):
     assert "unknown verb 'paint'" in says(capsys, ["paint"], 2)
     assert "no recipe 'nonsense': give a .py file or one of" in says(capsys, ["train", "nonsense"], 2)
+
+
+@pytest.mark.parametrize(
+    "argv, hint",
+    [
+        (["generate"], "lower --num-images or --size"),
+        (["eval"], "lower --batch"),
+        (["export"], "lower --size"),
+        (["bench"], "lower --batch"),
+        (["cache"], "lower --batch or --size"),
+        (["reconstruct"], "lower --batch, --size, --max-frames or --tile"),
+        (["demo"], "demo has no flag that lowers it"),
+        (["train", "snapgen_scenes_kd"], "lower --batch"),
+        (["train", "scenes_decoder"], "lower --batch or --size"),
+        (["train", "h3ae_scenes"], "lower --batch, --size or --frames"),
+        (["train", "snapgen_full"], "lower --batch or --sizes"),
+        (["train", "scenes_litert"], "scenes_litert has no flag that lowers it"),
+    ],
+)
+def test_out_of_memory_names_flags_that_are_there(capsys, monkeypatch, argv, hint):
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")):
+
+        def run(_argv, error=error):
+            raise error
+
+        monkeypatch.setattr(cli, "run", run)
+        assert says(capsys, argv, 1) == f"pocket: error: out of memory; {hint}"
 
 
 def test_a_folder_in_the_way_is_an_error_of_the_machine(tiny_folder, tmp_path, capsys):

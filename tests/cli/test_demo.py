@@ -1,22 +1,48 @@
 """The demo and the evaluation verb, from end to end on a tiny random pipeline."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from pocketdiffusion.cli.demo import Args, Demo, compare, student_of
 from pocketdiffusion.cli.main import guarded
+from pocketdiffusion.eval.report import Report
+from pocketdiffusion.pipeline import Pipeline, shipped
 
 pytestmark = pytest.mark.slow
 
 
+FLAGS = ["--train-steps", "6", "--prompts", "1", "--threads", "1"]
+
+
 def test_demo_writes_a_report(tiny_folder, tmp_path, capsys):
-    flags = ["--train-steps", "6", "--prompts", "1", "--threads", "1"]
-    argv = ["demo", "--out", tmp_path, "--model", tiny_folder, *flags]
+    student = Pipeline.from_pretrained(tiny_folder)
+    student.schedule = replace(student.schedule, times=(1.0, 0.6), guidance=1.0)
+    student.save_pretrained(tmp_path / "student")
+    argv = ["demo", "--out", tmp_path, "--model", tiny_folder, "--student", tmp_path / "student", *FLAGS]
     assert guarded([str(a) for a in argv]) == 0, capsys.readouterr().err
-    page = (tmp_path / "report.html").read_text()
+    page, told = (tmp_path / "report.html").read_text(), capsys.readouterr().out
     for heading in ("From prompt to picture", "Training, live", "Scored", "Timed", "Onto a device"):
         assert heading in page
-    assert (tmp_path / "shipped.png").exists()
+    assert (tmp_path / "shipped.png").exists() and (tmp_path / "compare.png").exists()
+    # three steps with guidance against two without
+    assert "Teacher and student" in page and '<div class="beside">' in page
+    (calls,) = [line.split() for line in told.splitlines() if line.startswith("calls of the denoiser")]
+    assert calls[-3:] == ["6", "2", "3"]
+
+
+def test_demo_goes_on_without_a_student(tmp_path):
+    demo = Demo(Args(out=tmp_path), None, None, Report("x"))
+    compare(demo)
+    assert "no pipeline &#x27;snapgen_scenes&#x27; is shipped; name one with --student" in demo.report.html()
+    assert student_of(Args(student="snapgen_scenes")) is None or "snapgen_scenes" in shipped()
+
+
+def test_demo_refuses_a_student_that_was_named_and_is_not_there(tiny_folder, tmp_path, capsys):
+    argv = ["demo", "--out", tmp_path, "--model", tiny_folder, "--student", "nowhere"]
+    assert guarded([str(a) for a in argv]) == 2
+    assert "no pipeline 'nowhere'" in capsys.readouterr().err
 
 
 def test_eval_writes_numbers_and_a_report(tiny_folder, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,16 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).parents[1] / "teachers"))
 import tiny_pipelines as tiny
+import tiny_text
 
 from pocketdiffusion.cli.main import guarded
-from pocketdiffusion.compress.bits import uniform
+from pocketdiffusion.compress.bits import Plan, uniform
+from pocketdiffusion.data.latents import Latents, weights_hash
 from pocketdiffusion.export import bundle, foreign, onnx
 from pocketdiffusion.export.parity import LIMITS, recorded, relative
 from pocketdiffusion.export.program import programs
+from pocketdiffusion.models import unet
+from pocketdiffusion.pipeline import Pipeline, Schedule
 from pocketdiffusion.runtime.bundle import Words
 
 SLOW = pytest.mark.slow
@@ -175,6 +180,8 @@ def made(folders):
         ("sd1.5", "denoiser", "int8"),
         ("sd1.5", "denoiser", "w8"),
         ("sd1.5", "decoder", "fp16"),
+        ("sdxl", "denoiser", "fp32"),
+        ("pixart-alpha", "denoiser", "fp32"),
         ("sd3", "denoiser", "fp32"),
         ("sd3", "denoiser", "w8"),
         ("sd3", "text_encoder", "w8"),
@@ -198,3 +205,115 @@ def test_programs_in_every_precision(made, family, part, precision, tmp_path):
         # T5's table of tokens has two names
         tables = {id(m.weight): m.weight.numel() for m in onnx.layers(program.module).values()}
         assert sum(int(np.prod(p.dims)) for p in bytes_) >= sum(tables.values())
+
+
+@SLOW
+def test_plans_under_a_budget(folders, tmp_path, capsys, monkeypatch):
+    """Bits are chosen for every layer, written, and read again; T5's table counts under one name."""
+    monkeypatch.setattr(onnx, "LIBRARY", "")
+    folder, plans = folders("pixart-alpha"), tmp_path / "plans"
+    every = programs(foreign.opened(folder))
+    sixteen, four = (sum(uniform(p.module, b).bytes for p in every.values()) for b in (16, 4))
+    budget = (sixteen + four) / 2
+    argv = ["export", folder, "--precision", "w4", "--plan", plans, "--components", "text_encoder"]
+    says(capsys, [*argv, "--size-mb", budget / 1e6, "-o", tmp_path / "a"])
+    chosen = {name: Plan.load(plans / f"{name}.json") for name in every}
+    assert four < sum(plan.bytes for plan in chosen.values()) <= budget
+    assert len({b for plan in chosen.values() for b in plan.bits.values()}) > 1
+    named = [name for name in chosen["text_encoder"].bits if name.endswith(("shared", "embed_tokens"))]
+    assert len(named) == 1
+    says(capsys, [*argv, "-o", tmp_path / "b"])
+    files = [tmp_path / name / "text_encoder.onnx" for name in ("a", "b")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def pictures(folder):
+    folder.mkdir()
+    for i in range(3):
+        Image.new("RGB", (40, 48), (50 * i, 0, 0)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text("two green stars"[: 9 + i])
+    return folder
+
+
+@SLOW
+@pytest.mark.parametrize("family", ["sd3", "pixart-alpha"])
+def test_a_cache_of_foreign_encoders(folders, family, tmp_path, capsys):
+    folder = folders(family)
+    argv = ["cache", pictures(tmp_path / "in"), "-o", tmp_path / "c", "--model", folder, "--size", "32"]
+    says(capsys, [*argv, "--text", "--batch", "2", "--dtype", "fp32", "--device", "cpu"])
+    pipe = foreign.opened(folder)
+    data = Latents(tmp_path / "c", 3, weights_hash(pipe.vae), weights_hash(pipe.text_encoder))
+    for i in range(3):
+        stored, wanted = data.sample(i).text, pipe.text_encoder.embed(["two green stars"[: 9 + i]])
+        torch.testing.assert_close(stored.tokens, wanted.tokens, atol=1e-5, rtol=1e-5)
+        assert torch.equal(stored.mask, wanted.mask)
+    assert data.sample(0).x.shape == (1, 4, 16, 16)
+
+
+# A denoiser of ours beside foreign parts
+
+
+@pytest.fixture(scope="module")
+def student(folders, tmp_path_factory):
+    """What snapgen_full ends with."""
+    home, sd3 = tmp_path_factory.mktemp("student"), folders("sd3")
+    tiny_text.part("gemma", home / "gemma", home / "gemma")
+    parts = {
+        name: sd3 / name for name in ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    }
+    parts |= {"text_encoder_3": home / "gemma", "tokenizer_3": home / "gemma"}
+    torch.manual_seed(0)
+    config = replace(unet.PRESETS["smoke"], channels=4, text=40, pooled=40)
+    network = unet.UNet(config)
+    torch.nn.init.normal_(network.leave.weight, std=0.1)
+    schedule = Schedule("renoise", 4, times=(1.0, 0.75, 0.5, 0.25), size=32)
+    for _ in range(2):  # in place of what was there
+        foreign.save(home / "pipe", network, schedule, parts)
+    return home / "pipe", network, schedule
+
+
+def test_a_student_beside_foreign_parts_is_a_pipeline(student):
+    folder, network, schedule = student
+    pipe = foreign.opened(folder)
+    assert pipe.schedule == schedule and pipe.unit == 2 * network.config.patch
+    for name, value in pipe.transformer.state_dict().items():
+        assert torch.equal(value, network.state_dict()[name])
+    a, b = (foreign.opened(folder)("two green stars", seed=3)[0] for _ in range(2))
+    assert np.array_equal(np.asarray(a), np.asarray(b)) and a.size == (32, 32)
+    assert pipe.example(2)[2].pooled.shape == (2, 40)
+
+
+def test_info_of_a_student(student, capsys):
+    lines = says(capsys, ["info", student[0]]).splitlines()
+    assert lines[0] == f"{student[0]} SnapGenPipeline"
+    rows = {line.split()[0]: line.split()[1] for line in lines[3:8]}
+    assert rows["transformer"] == "UNet" and rows["text_encoder_3"] == "Gemma2Model"
+    assert rows["vae"] == "AutoencoderKL" and set(rows) & {"tokenizer", "tokenizer_3"} == set()
+    assert "latents: 4 x 16 x 16 for 32 x 32 pixels, 2 to a side" in lines
+    assert "text: clip_l 77 tokens, clip_g 77 tokens, gemma 128 tokens" in lines
+    assert "schedule: flow matching, steps 4, guidance 1, shift 1" in lines
+
+
+@SLOW
+def test_bench_and_export_of_a_student(student, tmp_path, capsys, monkeypatch):
+    # a fresh process for every part
+    monkeypatch.setattr(onnx, "LIBRARY", "")
+    argv = ["bench", "--model", student[0], "--runs", "2", "--no-memory", "--device", "cpu"]
+    assert "denoising step" in says(capsys, argv)
+    assert "pictures agree to" in says(capsys, ["export", student[0], "-o", tmp_path / "out"])
+
+
+def test_a_student_that_reads_other_text_is_refused(student, tmp_path):
+    folder, _, schedule = student
+    wrong = unet.UNet(replace(unet.PRESETS["smoke"], channels=4, text=40, pooled=48))
+    names = [p.name for p in folder.iterdir() if p.is_symlink()]
+    foreign.save(tmp_path / "a", wrong, schedule, {name: folder / name for name in names})
+    with pytest.raises(ValueError, match=r"a: the transformer reads a pooled text of width 48, not 40"):
+        foreign.opened(tmp_path / "a")
+
+
+def test_where_pipelines_of_ours_are_wanted_others_are_told(folders, student, capsys, tmp_path):
+    told = "with parts of diffusers; pocket info, bench, export and cache take it"
+    for folder, kind in ((folders("sd3"), "StableDiffusion3Pipeline"), (student[0], "SnapGenPipeline")):
+        with pytest.raises(ValueError, match=rf"{folder}: a {kind}, {told}$"):
+            Pipeline.from_pretrained(folder)

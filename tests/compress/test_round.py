@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from pocketdiffusion.compress.bits import uniform
 from pocketdiffusion.compress.round import codes, grid, group_of, layers, rounded, size
 
 
@@ -60,3 +61,16 @@ def test_rounded_changes_what_is_named_and_nothing_else():
 def test_bits_that_do_not_exist():
     with pytest.raises(ValueError, match="4 or 8"):
         codes(torch.zeros(2, 2), 3)
+
+
+def test_layers_that_share_a_weight_count_once_and_get_the_same_bits():
+    torch.manual_seed(0)
+    net = nn.ModuleDict(
+        {"shared": nn.Embedding(20, 32), "inner": nn.Embedding(20, 32), "out": nn.Linear(32, 4)}
+    )
+    net["inner"].weight = net["shared"].weight
+    assert list(layers(net)) == ["shared", "out"]
+    assert uniform(net, 16).bytes == 2 * (20 * 32 + 4 * 32)
+    made = rounded(net, {"shared": 4, "out": 8})
+    assert made["inner"].weight is made["shared"].weight
+    assert torch.equal(made["inner"].weight, grid(net["shared"].weight, 4))

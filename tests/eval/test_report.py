@@ -149,3 +149,11 @@ def test_every_chart_names_its_axes_and_series():
     assert all(f">{word}</text>" in chart for word in ("loss", "held out", "step", "nats"))
     with pytest.raises(ValueError, match="at least one"):
         lines({"loss": []})
+
+
+def test_grids_beside_each_other(pictures):
+    html = Report("x").beside({"a": pictures, "<b>": pictures}, ["1", "2", "3"]).html()
+    parser = Balanced()
+    parser.feed(html)
+    assert parser.open == [] and html.count('<div class="grid"') == 2 and html.count("<img") == 6
+    assert "<h3>a</h3>" in html and "<h3>&lt;b&gt;</h3>" in html

@@ -1,12 +1,17 @@
 """Adversarial step distillation in one dimension, where every loss and gradient is known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from pocketdiffusion.diffusion.guidance import cfg
 from pocketdiffusion.diffusion.times import shifted
 from pocketdiffusion.methods.adversarial import OBJECTIVES, Adversarial, Guide, penalty
 from pocketdiffusion.methods.scaling import balanced, peaked
+from pocketdiffusion.nn.heads import Heads
+from pocketdiffusion.nn.taps import tap
 from pocketdiffusion.train.fit import Run, fit
 from pocketdiffusion.types import Batch, Cond
 
@@ -206,6 +211,111 @@ def test_the_guide_is_the_scaled_term_at_the_level_before_its_shift():
     torch.testing.assert_close(parts["loss"], parts["adversarial"] + parts["kd"])
     parts["loss"].backward()
     assert teacher.m.grad is None
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-3, 1.0])
+def test_the_scaled_term_is_told_without_its_weight(weight):
+    parts = one(make(Move(0.3), levels=LEVELS, guide=Guide(Move(1.0), embed, weight)), "generator")
+    whole = one(make(Move(0.3), levels=LEVELS, guide=Guide(Move(1.0), embed)), "generator")
+    assert parts["scaled"] == whole["scaled"] == whole["kd"] > 0
+    torch.testing.assert_close(parts["kd"], weight * parts["scaled"])
+
+
+class Scale(nn.Module):
+    """A network with a layer, whose weight may be broken."""
+
+    def __init__(self, gain):
+        super().__init__()
+        self.layer = nn.Linear(1, 1, bias=False).requires_grad_(False)
+        nn.init.constant_(self.layer.weight, gain)
+
+    def forward(self, x, t, cond):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("player", ["generator", "discriminator"])
+def test_frozen_networks_that_are_not_finite_are_named(player):
+    fine, broken = Scale(0.5), Scale(torch.nan)
+    guided = cfg(broken, embed(data(n=1))[1], 2.0)
+
+    def build(backbone, guide, generator=None, read=embed):
+        generator = generator or Move(0.3)
+        guide = Guide(guide, embed)
+        features = tap(backbone, ["layer"])
+        heads = Named()
+        method = Adversarial(
+            generator, embed, list(generator.parameters()), features, read, heads, LEVELS, guide=guide
+        )
+        return lambda: one(method, player, data(n=8))
+
+    told = r"^layer \(Linear\) of Scale: .* not finite, in the {}$"
+    with pytest.raises(ValueError, match=told.format("discriminator's features")):
+        build(broken, fine)()
+    if player == "generator":
+        with pytest.raises(ValueError, match=told.format("teacher")):
+            build(fine, guided)()
+    text = nn.Sequential(nn.Linear(1, 1))
+    nn.init.constant_(text[0].bias, torch.nan)
+
+    def read(batch):
+        x, cond = embed(batch)
+        return x, replace(cond, tokens=text(cond.tokens))
+
+    with pytest.raises(ValueError, match=r"^0 \(Linear\) of Sequential: .* in the discriminator's text$"):
+        build(fine, fine, read=read)()
+    # a generator that has left is for the loop to tell
+    assert build(fine, fine, Move(torch.nan))()["loss"].isnan()
+
+
+class Named(Linear):
+    def forward(self, features, x, pooled):
+        return self.w * features["layer"] + self.b
+
+
+class Clips(nn.Module):
+    """A small denoiser of clips, whose layers may be tapped."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.leave = nn.Conv3d(2, 8, 3, padding=1), nn.Conv3d(8, 2, 3, padding=1)
+
+    def forward(self, x, t, cond):
+        return self.leave(self.enter(x).relu() + t.view(-1, 1, 1, 1, 1))
+
+
+def test_clips_from_end_to_end():
+    """x (B, C, T, H, W): every head and the whole generator learn, and fit finds the backbone as it was."""
+    torch.manual_seed(0)
+    generator, backbone = Clips(), Clips().requires_grad_(False)
+    heads = Heads({"enter": 8, "leave": 2}, 16, text=3, clips=True)
+
+    def read(batch):
+        n = len(batch.x)
+        return batch.x, Cond(torch.ones(n, 2, 3), torch.ones(n, 2, dtype=torch.bool), torch.ones(n, 3))
+
+    guide = Guide(backbone, read)
+    method = Adversarial(
+        generator,
+        read,
+        list(generator.parameters()),
+        tap(backbone, ["enter", "leave"]),
+        read,
+        heads,
+        LEVELS,
+        guide=guide,
+        r1=0.1,
+    )
+    clips = Batch(torch.randn(2, 2, 3, 4, 4), [""] * 2)
+    made = method.draft(clips)
+    assert made.y0.shape == clips.x.shape
+    # a logit for every place of every frame, of both features
+    assert method.judge(made.y0, made.s, read(clips)[1]).shape == (2, 2 * 3 * 4 * 4)
+    before = [p.detach().clone() for player in method.players.values() for p in player]
+    adam = {who: torch.optim.Adam(owned, 1e-2) for who, owned in method.players.items()}
+    nets = {"generator": generator, "heads": heads, "backbone": backbone}
+    fit(method, lambda seed, step: clips, adam, nets, Run(3))
+    after = [p for player in method.players.values() for p in player]
+    assert all(not torch.equal(a, b) for a, b in zip(before, after))
 
 
 def test_what_is_refused():

@@ -1,5 +1,7 @@
 """Distillation between networks of other shapes: what is compared, what trains, and that it learns."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -165,6 +167,19 @@ def test_features_are_learned_and_fit_finds_the_teacher_unchanged():
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters()))
 
 
+def test_a_teacher_that_is_not_finite_is_named():
+    student, teacher = networks()
+    method = distillation(student, teacher, ("blocks.0", "blocks.1"))
+    teacher.blocks[1].mlp.up.weight.data[3, 5] = torch.nan
+    told = r"^blocks.1.mlp.up \(Linear\) of DiT: .* not finite, in the teacher$"
+    with pytest.raises(ValueError, match=told):
+        next(method.losses("student", batch()))
+    # a student that has left is not the teacher's fault: the loop says so
+    student.blocks[0].mlp.up.weight.data[3, 5] = torch.nan
+    method = distillation(student, networks()[1])
+    assert next(method.losses("student", batch()))["loss"].isnan()
+
+
 def test_the_default_is_both_levels_scaled():
     student, teacher = networks()
     method = distillation(student, teacher, ("blocks.0", "blocks.1"))
@@ -178,6 +193,27 @@ def test_per_sample_and_emptied():
     a, b = torch.zeros(2, 3, 4), torch.tensor([1.0, 2.0])[:, None, None].expand(2, 3, 4)
     assert per_sample(a, b).tolist() == [1.0, 4.0]
     assert emptied(batch(), 1.0).text == [""] * 4 and emptied(batch(), 0.0).text == ["four"] * 4
+
+
+def test_cached_embeddings_are_emptied_by_that_of_the_empty_caption():
+    null, said = (embed(replace(batch(n), text=texts))[1] for n, texts in ((1, [""]), (4, ["four"] * 4)))
+    cached = replace(batch(), text=said)
+    assert torch.equal(emptied(cached, 1.0, null).text.tokens, null.expand(4).tokens)
+    assert torch.equal(emptied(cached, 0.0, null).text.tokens, said.tokens)
+    with pytest.raises(AssertionError, match="empty caption"):
+        emptied(cached, 0.5)
+    # both networks see the same rows emptied
+    student, teacher = Watch(), Watch()
+    many = replace(batch(1000), text=said.map(lambda v: v[:1]).expand(1000))
+
+    def passes(batch):
+        return batch.x, batch.text
+
+    torch.manual_seed(0)
+    method = Distillation(student, teacher, passes, passes, list(student.parameters()), drop=0.3, null=null)
+    next(method.losses("student", many))
+    ours, theirs = student.seen[0][2], teacher.seen[0][2]
+    assert torch.equal(ours, theirs) and 0.25 < (ours == 0).float().mean() < 0.35
 
 
 def test_tokens_become_the_map_they_were_cut_from():

@@ -7,13 +7,20 @@ import torch
 
 from pocketdiffusion import store
 from pocketdiffusion.autoencoders import kl
+from pocketdiffusion.bench.picture import picture
 from pocketdiffusion.cli.main import guarded
 from pocketdiffusion.cli.train import load, recipes
 from pocketdiffusion.compress.bits import Plan
 from pocketdiffusion.compress.round import rounded
 from pocketdiffusion.device import bf16
 from pocketdiffusion.export.program import programs
+from pocketdiffusion.models import unet
+from pocketdiffusion.models.unet import UNet
 from pocketdiffusion.pipeline import Pipeline
+from pocketdiffusion.recipes import snapgen_speed
+from pocketdiffusion.recipes.snapgen_claims import ARMS, equal
+from pocketdiffusion.recipes.snapgen_scenes_kd import student_of
+from pocketdiffusion.recipes.snapgen_speed import achieved
 
 pytestmark = pytest.mark.slow
 
@@ -205,7 +212,36 @@ def test_snapgen_speed(tmp_path):
     train("snapgen_speed", "--out", tmp_path, "--models", "smoke", "--side", "8", "--no-memory")
     rows = json.loads((tmp_path / "speed.json").read_text())
     assert [r["model"] for r in rows] == ["smoke eager"]
-    assert rows[0]["ms per step"] > 0
+    assert rows[0]["ms per step"] > 0 and rows[0]["TFLOP/s"] > 0 and "of peak" not in rows[0]
+
+
+def test_snapgen_speed_beside_the_peak(tmp_path, capsys):
+    found = achieved(4_000_000_000, 2.0, 8.0)
+    assert found == {"TFLOP/s": 2.0, "of peak": 0.25, "floor ms": 0.5}
+    flags = ["--models", "smoke", "--side", "8", "--no-memory", "--peak-tflops", "0.1"]
+    train("snapgen_speed", "--out", tmp_path, *flags)
+    (row,) = json.loads((tmp_path / "speed.json").read_text())
+    assert row["of peak"] == pytest.approx(row["TFLOP/s"] / 0.1)
+    assert row["floor ms"] == pytest.approx(row["of peak"] * row["ms per step"])
+    assert "floor ms" in capsys.readouterr().out
+    assert guarded(["train", "snapgen_speed", "--out", str(tmp_path / "b"), "--peak-tflops", "0"]) == 2
+    assert "--peak-tflops 0.0: expected more than 0" in capsys.readouterr().err
+
+
+def test_snapgen_speed_compiles_who_is_asked_for(tmp_path, monkeypatch):
+    """Ours by --compile, the others by --compile-peers."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model: asked.append(type(model).__name__) or model)
+    monkeypatch.setattr(snapgen_speed, "PEERS", {"snapgen": 8})
+    monkeypatch.setattr(snapgen_speed, "built", lambda name, device: UNet(unet.PRESETS["smoke"]).to(device))
+    for i, (flags, made) in enumerate([([], 0), (["--compile"], 1), (["--compile-peers"], 1)]):
+        asked.clear()
+        names = ["--models", "smoke", "snapgen", "--side", "8", "--no-memory", "--runs", "2"]
+        train("snapgen_speed", "--out", tmp_path / str(i), *names, *flags)
+        assert len(asked) == made
+        ways = {r["model"] for r in json.loads((tmp_path / str(i) / "speed.json").read_text())}
+        compiled = {"--compile": {"smoke compiled"}, "--compile-peers": {"snapgen compiled"}}
+        assert ways == {"smoke eager", "snapgen eager"} | (compiled[flags[0]] if flags else set())
 
 
 def test_snapgen_speed_counts_the_peers(tmp_path):
@@ -282,3 +318,54 @@ def test_snapgen_kd_ladder_is_kept_and_not_repeated(tiny_folder, tmp_path, capsy
     train("snapgen_kd_ladder", *flags)
     assert kept == {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*-0.json")}
     assert guarded(["train", "snapgen_kd_ladder", "--out", str(tmp_path / "b"), "--arms", "output_x"]) == 2
+
+
+@pytest.fixture(scope="module")
+def untrained(tiny_folder, tmp_path_factory):
+    """A student of many steps whose outputs are not zero."""
+    teacher, folder = Pipeline.from_pretrained(tiny_folder), tmp_path_factory.mktemp("student")
+    torch.manual_seed(1)
+    student = student_of("UNet", "smoke", teacher)
+    for p in student.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.02)
+    Pipeline(student, teacher.text_encoder, teacher.vae, teacher.schedule).save_pretrained(folder)
+    return folder
+
+
+def test_snapgen_claims_are_kept_and_not_repeated(tiny_folder, untrained, tmp_path, capsys):
+    flags = [*DISTIL, "--out", tmp_path, "--teacher", tiny_folder, "--student", untrained, "--seeds", "0"]
+    flags += ["--width", "16", "--pool", "1", "--pictures", "32", "--prompts", "1"]
+    train("snapgen_claims", *flags)
+    assert "adversarial - undistilled" in capsys.readouterr().out
+    kept = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*-0.json")}
+    assert set(kept) == {f"{arm}-0.json" for arm in ARMS}
+    found = {arm: json.loads((tmp_path / f"{arm}-0.json").read_text()) for arm in ARMS}
+    # four calls without guidance are what three arms share
+    macs = {arm: row["GMACs"] for arm, row in found.items()}
+    assert macs["adversarial"] == macs["kd"] == macs["path"] < macs["undistilled"]
+    assert macs["adversarial"] <= macs["teacher_equal_macs"] <= macs["teacher"]
+    assert all(0 <= row["scene_eval"] <= 1 and row["frechet"] > 0 for row in found.values())
+    assert len({found[arm]["frechet"] for arm in ("adversarial", "kd", "path")}) == 3
+    train("snapgen_claims", *flags)
+    assert kept == {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*-0.json")}
+
+
+def test_the_fewest_steps_of_equal_cost(tiny_pipe):
+    costs = [picture(tiny_pipe, n).macs for n in (1, 2, 3)]
+    assert costs == sorted(set(costs))
+    assert [equal(tiny_pipe, budget) for budget in (1, costs[0] + 1, costs[1], 10**18)] == [1, 2, 2, 3]
+
+
+def test_what_the_claims_refuse(tmp_path, capsys):
+    argv = ["train", "snapgen_claims", "--student", "x", "--arms", "none", "--out", str(tmp_path)]
+    assert guarded(argv) == 2
+    assert "--arms none: expected some of adversarial, kd, path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", ["snapgen_scenes_kd", "snapgen_kd_ladder"])
+def test_a_student_that_is_no_denoiser_is_refused(recipe, tiny_folder, tmp_path, capsys):
+    argv = ["train", recipe, "--student", "AutoencoderKL", "--preset", "smoke", "--teacher", tiny_folder]
+    assert guarded([*map(str, argv), "--out", str(tmp_path)]) == 2
+    told = "--student AutoencoderKL: expected the class of a denoiser: DiT, UNet"
+    assert capsys.readouterr().err == f"pocket: error: {told}\n"

@@ -13,7 +13,9 @@ sys.path.append(str(Path(__file__).parent))
 import diffusers
 from tiny_denoisers import FLOWS, TINY, VIDEO, network, path, pipeline, tiny
 
-from pocketdiffusion.data.latents import weights_hash
+from pocketdiffusion.autoencoders import kl
+from pocketdiffusion.autoencoders import tiny as tiny_decoder
+from pocketdiffusion.data.latents import latents_hash
 from pocketdiffusion.nn.taps import tap
 from pocketdiffusion.teachers import autoencoders
 from pocketdiffusion.teachers.convert import Flow
@@ -40,13 +42,23 @@ def test_which_latents(tmp_path):
     own = autoencoders.load(tmp_path / "vae")
     for source in (tmp_path, place):
         model = load(source)
-        assert model.latents == weights_hash(own)
+        assert model.latents == latents_hash(own)
     model.expects(own)
     other = autoencoders.load(tmp_path / "vae")
     with torch.no_grad():
         other.model.encoder.conv_in.weight.add_(0.1)
-    with pytest.raises(ValueError, match=r"latents of this AutoencoderKL: the denoiser expects [0-9a-f]{32}"):
+    told = (
+        rf"^latents of autoencoder {latents_hash(other)[:8]} \(AutoencoderKL\): UNet2DConditionModel expects"
+    )
+    with pytest.raises(ValueError, match=rf"{told} those of {latents_hash(own)[:8]}$"):
         model.expects(other)
+    # one of ours with as many channels
+    ours = kl.AutoencoderKL(kl.Config(channels=4))
+    with pytest.raises(ValueError, match=rf"{latents_hash(ours)[:8]} .* those of {latents_hash(own)[:8]}$"):
+        model.expects(ours)
+    # a decoder that says whose latents it reads
+    decoder = tiny_decoder.TinyDecoder(tiny_decoder.Config(channels=4, latents=latents_hash(own)))
+    model.expects(decoder)
 
 
 def test_latents_of_published_models():
@@ -55,8 +67,13 @@ def test_latents_of_published_models():
     encoder.register_to_config(scaling_factor=0.18215)
     model.expects(autoencoders.Foreign(encoder))
     encoder.register_to_config(scaling_factor=0.13025)
-    with pytest.raises(ValueError, match=r"latents of this AutoencoderKL: the denoiser expects sd1\.5"):
+    told = (
+        r"latents of autoencoder .* \(AutoencoderKL\): .* those of sd1\.5 \(AutoencoderKL, scal.* 0\.18215\)"
+    )
+    with pytest.raises(ValueError, match=told):
         model.expects(autoencoders.Foreign(encoder))
+    with pytest.raises(ValueError, match=r"those of sd1\.5"):
+        model.expects(kl.AutoencoderKL(kl.Config(channels=4)))
     wide = Foreign(
         diffusers.SD3Transformer2DModel(**TINY["sd3"][1] | {"in_channels": 16, "out_channels": 16}), Flow()
     )

@@ -66,6 +66,46 @@ def test_the_whole_way_from_a_prompt_to_v(folders, family):
     torch.testing.assert_close(again, pixels, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["sd1.5", "sd3"])
+def test_half_precision_leaves_the_autoencoder_alone(folders, family):
+    parts = pipeline.load(folders(family), torch.bfloat16)
+    assert parts.transformer.dtype == torch.bfloat16
+    assert {p.dtype for p in parts.text_encoder.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in parts.vae.parameters()} == {torch.float32}
+    parts.transformer.expects(parts.vae)
+
+
+def test_offloaded_parts_compute_the_same_and_pass_gradients(folders):
+    whole, parts = (pipeline.load(folders("sd3"), offload=device) for device in (None, "cpu"))
+    assert {p.device.type for p in parts.transformer.parameters()} == {"meta"}
+    found = []
+    for p in (whole, parts):
+        x, t, _ = p.transformer.example(1)
+        v = p.transformer(x.requires_grad_(True), t, p.text_encoder.embed(["a star"]))
+        found.append((v, *torch.autograd.grad(v.square().sum(), x)))
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_a_hub_id_brings_what_the_index_names(folders, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot(source, allow_patterns):
+        asked.append(allow_patterns)
+        return str(folders("sd1.5"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.chdir(tmp_path)
+    assert pipeline.load("org/name").kind == "StableDiffusionPipeline"
+    assert asked[0] == ["*.json"] and "unet/*.safetensors" in asked[1] and "tokenizer/*.txt" in asked[1]
+    # what the pipeline has not, and what lies beside its parts
+    assert not [p for p in asked[1] if p.startswith(("safety_checker", "*.safe"))]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    assert pipeline.local("org/encoder") == tmp_path and pipeline.local(tmp_path) == tmp_path
+
+
 # name -> class, denoiser's config, scheduler, factor; as published
 WHOLE = {
     "StableDiffusionPipeline": ({"sample_size": 64}, tiny.PARTS["sd1.5"][2], (50, 7.5, 512)),

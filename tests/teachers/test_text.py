@@ -183,6 +183,51 @@ def test_every_encoder_is_dropped_by_itself(snapgen):
         snapgen.dropped(cond, {"t5": 0.1}, torch.Generator())
 
 
+def places(folders, *absent):
+    xl, gemma = str(folders("sdxl")), str(folders("sana"))
+    there = {
+        "clip_l": (xl, "text_encoder", "tokenizer"),
+        "clip_g": (xl, "text_encoder_2", "tokenizer_2"),
+        "gemma": (gemma, "text_encoder", "tokenizer"),
+    }
+    return {name: None if name in absent else place for name, place in there.items()}
+
+
+@pytest.mark.parametrize("absent", [("clip_l",), ("clip_g",), ("gemma",), ("clip_l", "clip_g")])
+def test_an_absent_encoder_is_as_one_that_is_dropped(folders, snapgen, absent):
+    """Its channels, tokens and pooled vector stay where they are, as zeros."""
+    widths = {"clip_l": 16, "clip_g": 24, "gemma": 24}
+    text = load(places(folders, *absent), "snapgen", widths=widths)
+    said = ["a red star", ""]
+    whole = snapgen.embed(said)
+    found, wanted = text.embed(said), snapgen.dropped(whole, dict.fromkeys(absent, 1.0), torch.Generator())
+    for a, b in zip(vars(found).values(), vars(wanted).values()):
+        assert a is b is None or torch.equal(a, b)
+    assert text.config.widths == snapgen.config.widths == widths
+    assert (text.config.dim, text.config.pooled) == (snapgen.config.dim, snapgen.config.pooled)
+    # what is there can be dropped, too
+    again = text.dropped(found, dict.fromkeys(text.encoders, 1.0), torch.Generator())
+    assert not again.tokens.any() and not again.pooled.any() and again.mask.sum() == 2
+
+
+def test_any_subset_but_none(folders):
+    text = load(places(folders, "gemma"), "snapgen")
+    assert text.config.widths["gemma"] == 2304 and text.config.dim == 2304  # as published
+    assert text.embed(["a star"]).tokens.shape == (1, text.spoken, 2304)
+    refused(places(folders, "clip_l", "clip_g", "gemma"), "all text encoders are absent", rule="snapgen")
+
+
+def test_an_absent_clip_of_sd3_leaves_the_other_in_its_place(folders, tmp_path):
+    whole = folders("sd3")
+    folder = copied(whole, tmp_path / "sd3", ["model_index.json"])
+    told = json.loads((whole / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(told | {"text_encoder": [None, None]}))
+    text, full = load(folder, width=64, widths={"clip_l": 16}), load(whole)
+    found, wanted = text.embed(["a star"]), full.embed(["a star"])
+    wanted = full.dropped(wanted, {"clip_l": 1.0}, torch.Generator())
+    assert torch.equal(found.tokens, wanted.tokens) and torch.equal(found.pooled, wanted.pooled)
+
+
 def test_frozen_in_half_precision_and_offloaded(folders):
     text = load(folders("pixart-alpha"), dtype=torch.bfloat16, offload="cpu").train()
     assert not any(m.training for m in text.modules())  # T5 has dropout
@@ -377,7 +422,9 @@ def test_wrong_weights_and_classes_are_named(folders, tmp_path):
     words["model"]["vocab"] += [[f"w{i}", -9.0] for i in range(600)]
     (other / "tokenizer" / "tokenizer.json").write_text(json.dumps(words))
     refused(other, r"c/tokenizer: has \d+ tokens, the text encoder clip_l knows 550")
-    refused({"t5": str(sd)}, "text encoder 'clip_l': expected clip_l, one place each", rule="sd1.5")
+    refused(
+        {"t5": str(sd)}, "text encoder 'clip_l': expected clip_l, one place each .None: absent", rule="sd1.5"
+    )
 
 
 def test_rules_name_their_own_parts():

@@ -11,6 +11,7 @@ from torch import nn
 from pocketdiffusion.cli.main import guarded
 from pocketdiffusion.diffusion.flow import expand
 from pocketdiffusion.methods.adversarial import Adversarial, Guide
+from pocketdiffusion.recipes.snapgen_scenes_4step import balance
 from pocketdiffusion.train import checkpoint
 from pocketdiffusion.train.fit import Run, every, fit
 from pocketdiffusion.train.health import (
@@ -185,21 +186,21 @@ def truth(x, t, cond):
     return -MEAN + slope * (x - (1 - t) * MEAN)
 
 
-def adversarial(folder, lr_heads):
+def adversarial(folder, lr_heads, weight=1.0, hooks=None, steps=STEPS):
     torch.manual_seed(0)
     net, head, frozen = Net(), Head(), nn.Linear(4, 32).requires_grad_(False)
 
     def features(x, t, cond):
         return None, {"f": frozen(x).relu()}
 
-    guide = Guide(truth, embed)
+    guide = Guide(truth, embed, weight)
     levels = (1.0, 0.75, 0.5, 0.25)
     method = Adversarial(net, embed, list(net.parameters()), features, embed, head, levels, guide=guide)
     accuracy = least("discriminator/accuracy_real", "discriminator/accuracy_fake")
     watches = [
         Watch("accuracy", accuracy, high=0.98, patience=5),
         # the good run stays below 0.2
-        Watch("ratio", ratio("generator/adversarial", "generator/kd"), high=1.0, patience=5),
+        Watch("ratio", ratio("generator/adversarial", "generator/scaled"), high=1.0, patience=5),
     ]
     adam = partial(torch.optim.Adam, betas=(0.0, 0.99))
     optimisers = {
@@ -207,8 +208,8 @@ def adversarial(folder, lr_heads):
         "discriminator": adam(head.parameters(), lr_heads),
     }
     nets = {"net": net, "head": head, "frozen": frozen}
-    run = Run(STEPS, folder, save_every=10)
-    return fit(method, gaussian, optimisers, nets, run, hooks=[every(4, w) for w in watches])
+    run = Run(steps, folder, save_every=10)
+    return fit(method, gaussian, optimisers, nets, run, hooks=hooks or [every(4, w) for w in watches])
 
 
 def test_it_fires_on_a_discriminator_that_learns_a_hundred_times_too_fast(tmp_path):
@@ -218,3 +219,27 @@ def test_it_fires_on_a_discriminator_that_learns_a_hundred_times_too_fast(tmp_pa
 
 def test_and_not_on_a_good_run_of_the_same_length(tmp_path):
     assert adversarial(tmp_path, 1e-2).step == STEPS
+
+
+@pytest.mark.slow
+def test_so_do_the_limits_of_the_recipe():
+    with pytest.raises(Collapsed, match=r"collapsed at step .*(accuracy|ratio) is .*at 20 looks"):
+        adversarial(None, 1e-2 * 100, hooks=balance(), steps=400)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_and_they_leave_a_good_run_alone_whatever_its_weight(weight):
+    assert adversarial(None, 1e-2, weight, balance(), steps=300).step == 300
+
+
+def test_the_ratio_of_the_recipe_does_not_know_the_weight():
+    """With --weight 0 the weighed term is nothing, and nobody has won by that."""
+    accuracies = {"discriminator/accuracy_real": 0.7, "discriminator/accuracy_fake": 0.6}
+    terms = {"generator/adversarial": 0.5, "generator/kd": 0.0, "generator/scaled": 1.0}
+    for hook in (hooks := balance()):
+        for step in range(400):
+            hook(state(step, **accuracies, **terms))
+    with pytest.raises(Collapsed, match="ratio is 50"):
+        for step in range(400):
+            hooks[1](state(step, **accuracies, **{**terms, "generator/adversarial": 50.0}))

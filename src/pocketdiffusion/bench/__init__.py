@@ -10,5 +10,6 @@ and leaves it as it was. Numbers are plain: bytes, milliseconds, multiply-accumu
     latency.py    How long a call takes: warm-up, median and spread, and whether others were using the cores.
     memory.py     Peak memory of one forward call: the allocator's on a GPU, a fresh process's on the CPU.
     peak.py       Peak memory of an exported component, measured in a fresh process.
+    picture.py    What a whole picture costs: the denoiser's calls with guidance, the text, the decoder.
     table.py      Prints rows of results as aligned plain text or as markdown.
 """

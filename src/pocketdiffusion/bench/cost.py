@@ -7,7 +7,7 @@ on values, so a model and inputs on ``meta`` give the same numbers at no cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,7 @@ def plain() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _macs(model: nn.Module, inputs: Sequence[Any]) -> dict[str, int]:
+def _macs(model: Callable[..., Any], inputs: Sequence[Any]) -> dict[str, int]:
     """MACs by dotted name, "" for the whole; modules without any are absent."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -52,6 +52,11 @@ def _weights(module: nn.Module) -> tuple[int, int]:
     """Number of parameters, and bytes of parameters and buffers."""
     parameters, buffers = list(module.parameters()), list(module.buffers())
     return sum(p.numel() for p in parameters), sum(t.nbytes for t in parameters + buffers)
+
+
+def macs(call: Callable[..., Any], inputs: Sequence[Any]) -> int:
+    """Of one ``call(*inputs)``, a module or a function of some."""
+    return _macs(call, inputs)[""]
 
 
 def cost(model: nn.Module, inputs: Sequence[Any]) -> Cost:

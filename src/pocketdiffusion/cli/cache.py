@@ -2,6 +2,7 @@
 
     pocket cache photos/ -o cache/ --model scenes
     pocket cache photos/ -o cache/ --text          # embeddings of the (frozen) text encoder as well
+    pocket cache photos/ -o cache/ --model my_sd3/ --size 1024       # a pipeline of diffusers
 
 The shards carry the hashes of the encoders that made them; training refuses a cache of others.
 """
@@ -28,7 +29,7 @@ class Args:
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Folder of the cache."""
     model: str = "scenes"
-    """The pipeline whose autoencoder (and text encoder) encode."""
+    """The pipeline whose autoencoder (and text encoder) encode; a folder of diffusers too."""
     size: int = 64
     """Pixels per side."""
     batch: int = 32
@@ -45,27 +46,31 @@ def encoded(pipe: Any, folder: Any, args: Args, start: int) -> Iterator[Batch]:
     from tqdm import tqdm
 
     from ..data.files import read_picture
+    from ..export.foreign import ForeignPipeline
     from ..types import Batch
 
-    length = pipe.text_encoder.config.length
+    text_encoder = pipe.text_encoder
+    # foreign encoders say several tokens where they read one, or one for several
+    # foreign encoders do not say one token for every one that they read
+    length = text_encoder.spoken if isinstance(pipe, ForeignPipeline) else text_encoder.config.length
     with torch.no_grad():
         for i in tqdm(range(start, len(folder), args.batch), "encoding", disable=None, delay=2):
             items = folder.items[i : i + args.batch]
             x = torch.stack([read_picture(path, folder.size) for path, _ in items]).to(pipe.device)
             captions = [caption for _, caption in items]
-            text = pipe.text_encoder.embed(captions).pad(length) if args.text else captions
+            text = text_encoder.embed(captions).pad(length) if args.text else captions
             yield Batch(pipe.vae.encode(x), text)
 
 
 def main(args: Args) -> None:
     from ..data.files import Folder
     from ..data.latents import weights_hash, write, written
-    from ..pipeline import Pipeline
+    from ..export.foreign import opened
 
     if args.batch < 1:
         raise ValueError(f"--batch {args.batch}: expected 1 or more")
     dtype = precision(args.dtype)
-    pipe = Pipeline.from_pretrained(args.model).to(choose(args.device))
+    pipe = opened(args.model).to(choose(args.device))
     pipe.sides(args.size)
     folder = Folder(args.data, args.batch, args.size)
     hashes = weights_hash(pipe.vae), weights_hash(pipe.text_encoder) if args.text else None

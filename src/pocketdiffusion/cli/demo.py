@@ -1,8 +1,9 @@
-"""pocket demo: sample, train, score, time and export, in a report to look at.
+"""pocket demo: sample, train, score, compare, time and export, in a report to look at.
 
     pocket demo --out out/demo
+    pocket demo --model FOLDER --student FOLDER        # any two pipelines side by side
 
-About five minutes on two cores. Writes report.html and PNG files.
+About six minutes on two cores. Writes report.html and PNG files.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..eval.compose import Result
     from ..eval.report import Report
     from ..pipeline import Pipeline
 
@@ -34,6 +36,8 @@ EACH = 3  # pictures per prompt
 class Args:
     out: Path = Path("out/demo")
     model: str = "scenes"
+    student: str = "snapgen_scenes"
+    """The pipeline that is compared with it, such as one of few steps: a shipped one's name or a folder."""
     train_steps: int = 600
     """Steps of the small model that is trained live."""
     prompts: int = 6
@@ -47,7 +51,9 @@ class Demo:
 
     args: Args
     pipe: Pipeline
+    student: Pipeline | None
     report: Report
+    scored: Result | None = None  # of ``pipe``
 
 
 def generate(demo: Demo) -> None:
@@ -98,7 +104,7 @@ def score(demo: Demo) -> None:
     from . import evaluate
 
     args = evaluate.Args(demo.args.model, per_prompt=2, prompts=demo.args.prompts)
-    result, _ = evaluate.scene_eval(evaluate.artist(demo.pipe, args), args)
+    result = demo.scored = evaluate.scene_eval(evaluate.artist(demo.pipe, args), args)[0]
     rows = [
         {"category": c, "score": round(s, 2), "95 % interval": "{:.2f} - {:.2f}".format(*result.intervals[c])}
         for c, s in result.scores.items()
@@ -106,6 +112,72 @@ def score(demo: Demo) -> None:
     demo.report.heading("Scored").table([*rows, {"category": "overall", "score": round(result.overall, 2)}])
     demo.report.text(f"{result.pictures} pictures only; the full evaluation is in docs/results.md.")
     print(result.table())
+
+
+def student_of(args: Args) -> Pipeline | None:
+    """None where the default is asked for and not shipped."""
+    from ..pipeline import Pipeline, shipped
+
+    if args.student == Args.student and args.student not in shipped():
+        return None
+    return Pipeline.from_pretrained(args.student)
+
+
+def costs(pipe: Pipeline, scored: Result, threads: int) -> dict[str, float]:
+    """What a pipeline scores, and what a picture takes, counted and here."""
+    from ..bench.latency import latency
+    from ..bench.picture import picture
+
+    found = picture(pipe)
+    timed = latency(lambda: pipe.sample(["two green stars"]), (), runs=3, warmup=1, threads=threads)
+    return {
+        "SceneEval": scored.overall,
+        "M parameters of the denoiser": found.parameters / 1e6,
+        "steps": len(pipe.schedule.levels()) - 1,
+        "guidance": pipe.schedule.guidance,
+        "calls of the denoiser": found.calls,
+        "GMACs per call": found.step / 1e9,
+        "GMACs per picture": found.macs / 1e9,
+        "seconds per picture": timed.median / 1e3,
+    }
+
+
+def compare(demo: Demo) -> None:
+    """The pipeline beside its student: pictures from the same noise, scores, costs."""
+    from ..bench.table import text
+    from ..eval.report import grid, to_pil
+    from . import evaluate
+
+    demo.report.heading("Teacher and student")
+    if demo.student is None:
+        demo.report.text(f"Left out: no pipeline {demo.args.student!r} is shipped; name one with --student.")
+        return
+    assert demo.scored
+    pictures = {"teacher": demo.pipe.sample(PROMPTS), "student": demo.student.sample(PROMPTS)}
+    args = evaluate.Args(demo.args.student, per_prompt=2, prompts=demo.args.prompts)
+    scored, _ = evaluate.scene_eval(evaluate.artist(demo.student, args), args)
+    teacher = costs(demo.pipe, demo.scored, demo.args.threads)
+    student = costs(demo.student, scored, demo.args.threads)
+    no_ratio = ("SceneEval", "guidance")
+    rows = [
+        {
+            "": name,
+            "teacher": teacher[name],
+            "student": student[name],
+            "teacher / student": None if name in no_ratio else teacher[name] / student[name],
+        }
+        for name in teacher
+    ]
+    demo.report.text(
+        f"Teacher: {demo.args.model}, student: {demo.args.student}. The same prompts, and the same noise "
+        "where sizes agree. A step with guidance calls the denoiser twice; a picture's MACs count that, the "
+        f"text and the decoder. Seconds are one picture's, here; SceneEval is of {scored.pictures} pictures "
+        "only: docs/results.md has the full one."
+    )
+    demo.report.beside(pictures, PROMPTS).table(rows)
+    both = [x for drawn in pictures.values() for x in to_pil(drawn)]
+    grid(both, 2 * PROMPTS, columns=len(PROMPTS)).save(demo.args.out / "compare.png")
+    print(text(rows))
 
 
 def measure(demo: Demo) -> None:
@@ -155,7 +227,7 @@ def device(demo: Demo) -> None:
     print(text(rows))
 
 
-SECTIONS = (generate, train, score, measure, device)
+SECTIONS = (generate, train, score, compare, measure, device)
 
 
 def main(args: Args) -> None:
@@ -166,7 +238,9 @@ def main(args: Args) -> None:
 
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    demo = Demo(args, Pipeline.from_pretrained(args.model), Report("pocketdiffusion demo"))
+    # before minutes are spent
+    student = student_of(args)
+    demo = Demo(args, Pipeline.from_pretrained(args.model), student, Report("pocketdiffusion demo"))
     for section in SECTIONS:
         started = time.perf_counter()
         print(f"== {section.__name__}")

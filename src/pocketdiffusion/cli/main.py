@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 # verb -> (module, what it does)
@@ -34,6 +36,9 @@ EXTRAS = {
     "playwright": "dev",
 }
 
+# fields of Args (a verb's or a recipe's) that decide how much memory is needed
+SIZES = ("batch", "num_images", "size", "sizes", "side", "frames", "max_frames", "tile", "pool")
+
 
 def usage() -> str:
     lines = ["usage: pocket VERB [flags]      (pocket VERB --help for the flags)", ""]
@@ -50,6 +55,19 @@ def run(argv: list[str]) -> None:
     import tyro
 
     return module.main(tyro.cli(module.Args, args=rest, prog=f"pocket {verb}", description=module.__doc__))
+
+
+def out_of_memory(argv: list[str]) -> str:
+    """What can be lowered: flags that the verb, or the recipe, has."""
+    module: Any = importlib.import_module(f".{VERBS[argv[0]][0]}", __package__)
+    what = argv[0]
+    if what == "train":
+        module, what = module.load(argv[1]), Path(argv[1]).stem
+    names = [f.name for f in fields(module.Args)]
+    flags = [f"--{name.replace('_', '-')}" for name in SIZES if name in names]
+    if not flags:
+        return f"out of memory; {what} has no flag that lowers it"
+    return "out of memory; lower " + " or ".join(filter(None, [", ".join(flags[:-1]), flags[-1]]))
 
 
 def fail(message: str, code: int) -> int:
@@ -76,7 +94,7 @@ def guarded(argv: list[str]) -> int:
     except (RuntimeError, MemoryError) as error:
         text = str(error).lower()
         if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
-            return fail("out of memory; lower --batch, --size or --num-images", 1)
+            return fail(out_of_memory(argv), 1)
         return fail(str(error).splitlines()[0], 1)
 
 

@@ -23,8 +23,12 @@ BITS = (4, 8, 16)  # 16: half precision
 
 
 def layers(module: nn.Module) -> dict[str, nn.Module]:
-    """Name -> every layer whose weight can be rounded."""
-    return {name: m for name, m in module.named_modules() if isinstance(m, LAYERS)}
+    """Name -> every layer whose weight can be rounded; of layers that share one weight, the first."""
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, LAYERS):
+            found.setdefault(id(layer.weight), (name, layer))
+    return dict(found.values())
 
 
 def group_of(row: int) -> int:

@@ -43,6 +43,18 @@ def weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def latents_hash(vae: nn.Module) -> str:
+    """32 hex digits over all that decides what latents are: every tensor that is not a decoder's.
+
+    Of values as fp16, so that an autoencoder that was stored so is still the same.
+    """
+    side = nn.Module()
+    for name, value in vae.state_dict().items():
+        if not {"decoder", "post_quant_conv"} & set(name.split(".")):
+            side.register_buffer(name.replace(".", "/"), value.half() if value.is_floating_point() else value)
+    return weights_hash(side)
+
+
 def write(
     folder: Path | str,
     batches: Iterable[Batch],

@@ -46,6 +46,8 @@ th:first-child, td:first-child { padding-left: 2px; }
 .grid { display: grid; gap: 14px; margin: 1em 0; }
 figure { margin: 0; }
 .grid img { display: block; width: 100%; border-radius: 6px; border: 1px solid var(--line); }
+.beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); gap: 28px; }
+.beside h3 { font-size: 1rem; margin: 1em 0 0; }
 .pixels { image-rendering: pixelated; }
 figcaption { color: var(--soft); font-size: .84rem; line-height: 1.35; margin-top: 5px;
   overflow-wrap: anywhere; }
@@ -118,6 +120,13 @@ class Report:
         figures = [figure(p, c) for p, c in zip(images, captions or [""] * len(images))]
         columns = f"grid-template-columns: repeat(auto-fill, minmax(min({width}px, 100%), 1fr))"
         return self.add(f'<div class="grid" style="{columns}">\n' + "\n".join(figures) + "\n</div>")
+
+    def beside(self, grids: Mapping[str, Pictures], captions: Sequence[str] = (), width: int = 100) -> Report:
+        """A grid of each name, in columns next to each other where the page is wide enough for that."""
+        self.add('<div class="beside">')
+        for name, pictures in grids.items():
+            self.add(f"<div><h3>{escape(name)}</h3>").grid(pictures, captions, width).add("</div>")
+        return self.add("</div>")
 
     def plot(self, svg: str, caption: str = "") -> Report:
         """``svg``: trusted markup, as eval/plots.py makes it."""

@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from ..diffusion.flow import interpolate, to_x0, velocity
 from ..diffusion.times import few_step, logit_normal, shifted
+from ..nn.finite import finite
 from ..types import Batch, Cond, Denoiser
 from .kd import Embed, per_sample
 from .scaling import Trust, balanced, peaked
@@ -76,6 +77,9 @@ class Guide:
     weight: float = 1.0
     shift: float = 1.0
     trust: Trust = peaked
+
+    def __call__(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        return self.teacher(x, t, self.embed(batch)[1])
 
 
 class Draft(NamedTuple):
@@ -140,7 +144,13 @@ class Adversarial:
 
     def judge(self, x: Tensor, s: Tensor, cond: Cond) -> Tensor:
         """Logits (B, places)."""
-        return self.heads(self.features(x, s, cond)[1], x, cond.pooled)
+        found = finite("the discriminator's features", self.features, x, s, cond)[1]
+        return self.heads(found, x, cond.pooled)
+
+    @torch.no_grad()
+    def read(self, batch: Batch) -> Cond:
+        """The captions as the discriminator's network has them."""
+        return finite("the discriminator's text", self.embed_features, batch)[1]
 
     def losses(self, player: str, batch: Batch) -> Iterator[dict[str, Tensor]]:
         if player == "discriminator":
@@ -150,7 +160,7 @@ class Adversarial:
 
     def discriminator(self, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():
-            made, cond = self.draft(batch), self.embed_features(batch)[1]
+            made, cond = self.draft(batch), self.read(batch)
         real, fake = (interpolate(x, torch.randn_like(x), made.s) for x in (made.x0, made.y0))
         said, denied = (self.judge(x, made.s, cond) for x in (real, fake))
         parts = {"loss": self.objective.discriminator(said, denied)}
@@ -164,9 +174,7 @@ class Adversarial:
         return {**parts, "real": said.mean(), "fake": denied.mean(), **rates}
 
     def generated(self, batch: Batch) -> dict[str, Tensor]:
-        made = self.draft(batch)
-        with torch.no_grad():
-            cond = self.embed_features(batch)[1]
+        made, cond = self.draft(batch), self.read(batch)
         denied = self.judge(interpolate(made.y0, torch.randn_like(made.y0), made.s), made.s, cond)
         said = denied
         if self.objective.paired:
@@ -179,12 +187,13 @@ class Adversarial:
         return {"loss": adversarial + parts["kd"], "adversarial": adversarial, **parts}
 
     def taught(self, made: Draft, batch: Batch, guide: Guide) -> dict[str, Tensor]:
-        """The weighed S, and what it is made of."""
+        """weight S, S, and what it is made of."""
         with torch.no_grad():
-            wanted = guide.teacher(made.x, made.t, guide.embed(batch)[1])
+            wanted = finite("the teacher", guide, made.x, made.t, batch)
         task, out = per_sample(made.v, velocity(made.x0, made.noise)), per_sample(made.v, wanted)
         scaled = balanced(task, out, guide.trust(shifted(made.t, 1 / guide.shift)))
-        return {"kd": guide.weight * scaled, "task": task.mean(), "out": out.mean()}
+        # without its weight too, for whoever compares sizes
+        return {"kd": guide.weight * scaled, "scaled": scaled, "task": task.mean(), "out": out.mean()}
 
     def state_dict(self) -> dict[str, Any]:
         return {}

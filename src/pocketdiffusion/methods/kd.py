@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..diffusion.flow import interpolate, velocity
 from ..diffusion.times import logit_normal, shifted
+from ..nn.finite import finite
 from ..nn.projector import Projector, as_map
 from ..nn.taps import tap
 from ..types import Batch, Cond
@@ -72,15 +73,20 @@ def per_sample(a: Tensor, b: Tensor) -> Tensor:
     return (a.float() - b.float()).square().flatten(1).mean(1)
 
 
-def emptied(batch: Batch, share: float) -> Batch:
-    """The batch with that share of its captions replaced by the empty one."""
-    assert not isinstance(batch.text, Cond), "captions are needed, not their embeddings"
+def emptied(batch: Batch, share: float, null: Cond | None = None) -> Batch:
+    """The batch with that share of its captions replaced by the empty one, of embeddings by ``null``."""
+    if isinstance(batch.text, Cond):
+        assert null is not None, "embeddings that were cached are emptied by that of the empty caption"
+        drop = torch.rand(len(batch.x)).to(batch.text.tokens.device) < share
+        return replace(batch, text=batch.text.where(drop, null))
     gone = (torch.rand(len(batch.text)) < share).tolist()
     return replace(batch, text=["" if drop else said for drop, said in zip(gone, batch.text)])
 
 
 class Distillation:
     """``embed(batch) -> x0, cond`` for each of the two; batches carry captions.
+
+    Or, where one text encoder serves both, its cached embeddings, with ``null`` that of the empty caption.
 
     ``parameters``: of the student, and of its text encoder if that trains; the projector's are added.
     ``teacher`` None: nothing is distilled (the control of a comparison).
@@ -97,7 +103,9 @@ class Distillation:
         scaling: Scaling | None = None,
         drop: float = 0.1,
         shift: float = 1.0,
+        null: Cond | None = None,
     ):
+        self.null = null
         self.embed, self.embed_teacher, self.features = embed, embed_teacher, features
         self.student = tap(student, [features.student] if features else [])
         self.teacher = tap(teacher, [features.teacher] if features else []) if teacher else None
@@ -109,8 +117,13 @@ class Distillation:
     def turn(self, step: int) -> tuple[str, ...]:
         return ("student",)
 
+    def told(self, x: Tensor, t: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The teacher's prediction and features, with the captions as its own encoder reads them."""
+        assert self.teacher
+        return self.teacher(x, t, self.embed_teacher(batch)[1])
+
     def losses(self, player: str, batch: Batch) -> Iterator[dict[str, Tensor]]:
-        batch = emptied(batch, self.drop)
+        batch = emptied(batch, self.drop, self.null)
         x0, cond = self.embed(batch)
         drawn = logit_normal((len(x0),), device=x0.device)
         t, noise = shifted(drawn, self.shift), torch.randn_like(x0)
@@ -119,7 +132,7 @@ class Distillation:
         task, levels = per_sample(v, velocity(x0, noise)), {}
         if self.teacher:
             with torch.no_grad():
-                wanted, theirs = self.teacher(x, t, self.embed_teacher(batch)[1])
+                wanted, theirs = finite("the teacher", self.told, x, t, batch)
             levels["out"] = per_sample(v, wanted)
             if self.features:
                 named = mine[self.features.student], theirs[self.features.teacher]

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..nn import rope
 from ..nn.attention.full import Attention
@@ -108,11 +107,12 @@ class UNet(nn.Module):
         self.config = c = config.resolved()
         self.slots = slots(c)
         assert isinstance(c.mid, tuple)
-        self.time = TimeEmbedding(c.temb, c.features)
+        act = ACTIVATIONS[c.activation]
+        self.time = TimeEmbedding(c.temb, c.features, c.activation)
         self.pooled: nn.Module | None = None
         self.project: nn.Module | None = None
         if c.pooled:
-            self.pooled = nn.Sequential(nn.Linear(c.pooled, c.temb), nn.SiLU(), nn.Linear(c.temb, c.temb))
+            self.pooled = nn.Sequential(nn.Linear(c.pooled, c.temb), act(), nn.Linear(c.temb, c.temb))
         if c.context:
             self.project = nn.Sequential(nn.Linear(c.text, c.context), RMSNorm(c.context))
         self.enter = nn.Conv2d(c.channels, c.dims[0], 3, padding=1)
@@ -124,7 +124,7 @@ class UNet(nn.Module):
         self.downs = nn.ModuleList(down(width, c.separable_samplers) for width in c.dims[:-1])
         self.ups = nn.ModuleList(up(width, c.separable_samplers) for width in c.dims[1:])
         self.norm = nn.GroupNorm(c.groups, c.dims[0])
-        self.act = ACTIVATIONS[c.activation]()
+        self.act = act()
         self.leave = nn.Conv2d(c.dims[0], c.channels, 3, padding=1)
         self.reset_parameters()
 
@@ -173,7 +173,7 @@ class UNet(nn.Module):
             table = None
             if c.rope and attends:
                 table = rope.angles(rope.grid(h >> level, w >> level, device=x.device), c.head_dim)
-            found.append(Ctx(F.silu(temb), table, text, cond.mask))
+            found.append(Ctx(self.act(temb), table, text, cond.mask))
         return found
 
     def slot(self, i: int, y: Tensor, contexts: Sequence[Ctx]) -> Tensor:

@@ -7,6 +7,7 @@ inside a network, ``axes`` makes a smaller network out of a bigger one.
     axes.py         Named weight axes: one table per model, from which pruning and extraction follow.
     causal.py       Causal layers for clips: a frame sees itself and earlier ones, whole or as a stream.
     conv.py         Convolution blocks: separable convolution, the plain residual block, resampling by two.
+    finite.py       Names the first layer of a model whose output is not finite.
     heads.py        Discriminator heads: features or pixels -> logits, one per place.
     mlp.py          Feed-forward layers: MLP (tanh-approximated GELU) and GEGLU.
     modulation.py   adaLN-single: one projection of the time embedding, a small table per block.

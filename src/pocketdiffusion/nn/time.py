@@ -6,7 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from .residual import ACTIVATIONS
 
 
 def sinusoid(t: Tensor, dim: int, scale: float = 1000.0, longest: float = 10000.0) -> Tensor:
@@ -22,11 +23,12 @@ def sinusoid(t: Tensor, dim: int, scale: float = 1000.0, longest: float = 10000.
 class TimeEmbedding(nn.Module):
     """t (B,) or (B, T) -> (B, dim) or (B, T, dim)."""
 
-    def __init__(self, dim: int, features: int = 256):
+    def __init__(self, dim: int, features: int = 256, act: str = "silu"):
         super().__init__()
         self.features = features
         self.up = nn.Linear(features, dim)
+        self.act = ACTIVATIONS[act]()
         self.down = nn.Linear(dim, dim)
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.down(F.silu(self.up(sinusoid(t, self.features).to(self.up.weight.dtype))))
+        return self.down(self.act(self.up(sinusoid(t, self.features).to(self.up.weight.dtype))))

@@ -20,6 +20,7 @@ Recipes may import everything. A variant is a flag if it is a number and a new r
     snapgen_scenes_path.py  Four steps by the teacher's trajectories: guided sampling, taken over by a U-Net.
     snapgen_scenes_4step.py  SnapGen's step distillation: a scenes denoiser learns to draw in four steps.
     snapgen_kd_ladder.py   SnapGen's ladder: task, + output, + features, + timestep-aware scaling, over seeds.
+    snapgen_claims.py      SnapGen's four steps: adversarial distillation against what is simpler, over seeds.
     snapgen_full.py        SnapGen at full size: SD3.5-Large teaches the 0.38 B U-Net, then four steps.
     scenes_features.py     The feature network of the scenes world: the default of Frechet distances.
     scenes_throughput.py   How fast the scenes world is drawn, and the teacher trains: eager, compiled, bf16.

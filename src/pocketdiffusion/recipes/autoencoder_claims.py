@@ -1,6 +1,7 @@
 """What H3AE claims, at small scale: arms that differ in one thing, over paired seeds.
 
     pocket train autoencoder_claims                                 # the losses, 3 seeds: an hour of one core
+    pocket train autoencoder_claims --init runs/h3ae_scenes/vae --still 0 --steps 250 --lr 3e-4   # late
     pocket train autoencoder_claims --arms l1 told --control l1              # the omni objective
     pocket train autoencoder_claims --arms l1 flat_0 nearest wide kl_1e-3    # layers, channels, KL
     pocket train autoencoder_claims --arms l1 consistency se consistency_se  # with scale equivariance, both
@@ -87,6 +88,7 @@ class Args:
     arms: tuple[str, ...] = ("l1", "consistency", "consistency_mse", "perceptual", "wavelet", "gan")
     control: str = "l1"
     seeds: tuple[int, ...] = (0, 1, 2)
+    init: Path | None = None  # an H3AE from which all arms go on, in place of a fresh one
     weight: float | None = None  # of the arms' terms, to scan it (into another --out)
     preset: str = "ablation"
     steps: int = 1600
@@ -120,7 +122,7 @@ def trained(arm: str, seed: int, args: Args, device: torch.device) -> dict[str, 
     """One arm with one seed, from scratch, and what is measured of it."""
     torch.manual_seed(seed)
     config = NETWORKS.get(arm, lambda c: c)(replace(store.preset("H3AE", args.preset), omni=False))
-    vae = H3AE(config).to(device)
+    vae = (store.load(args.init) if args.init else H3AE(config)).to(device)
     method = method_of(arm, vae, args, device)
     networks: dict[str, Any] = {"vae": vae}
     optimisers = {"autoencoder": adamw(vae.parameters(), args.lr)}
@@ -160,6 +162,8 @@ def held_out(args: Args, device: torch.device) -> Iterable[Tensor]:
 def main(args: Args) -> None:
     if unknown := set((*args.arms, args.control)) - set(ARMS):
         raise ValueError(f"--arms {sorted(unknown)[0]}: expected some of {', '.join(ARMS)}")
+    if args.init and (other := set(args.arms) & set(NETWORKS) - {"told"}):
+        raise ValueError(f"--arms {sorted(other)[0]}: another network, which cannot go on from --init")
     if spread.world() > 1:
         raise ValueError("autoencoder_claims runs in one process; start several with other --seeds")
     device = choose(args.device)

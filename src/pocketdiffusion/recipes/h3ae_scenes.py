@@ -3,7 +3,7 @@
     pocket train h3ae_scenes                                             # one core
     torchrun --nproc-per-node 2 -m pocketdiffusion train h3ae_scenes     # both cores
     pocket train h3ae_scenes --preset 4x16x16_c32 --size 256 --batch 16 --device cuda    # the reference
-    pocket train h3ae_scenes --data VIDEOS --consistency 0.1 --se 0.25   # your own videos, all terms
+    pocket train h3ae_scenes --data VIDEOS --consistency 0.001 --se 0.25   # your own videos, all terms
     pocket train h3ae_scenes --init OUT/vae --still 0 --lr 2e-4          # go on from one
 
 The first ``still`` steps see pictures alone; after them one step in four does, the others clips of 1 + 4 k
@@ -31,7 +31,7 @@ from ..data.motion import MOVING_WORLD, Clips
 from ..data.scenes import Scenes
 from ..device import bf16, choose
 from ..eval.reconstruction import by_frame, measure
-from ..methods.autoencode import Autoencode, Weighed
+from ..methods.autoencode import Autoencode, Distance, Weighed, l1
 from ..methods.consistency import latent_kl
 from ..methods.equivariance import scale_equivariance
 from ..pipeline import SHIPPED
@@ -64,6 +64,7 @@ class Args:
     data: str = "scenes"  # drawn clips, or a folder with train/ and test/ of videos
     init: str | None = None  # an H3AE to go on from: a shipped name or a folder
     se: float = 0.0  # weight of scale equivariance
+    l2: float = 0.0  # weight of the squared error beside L1, which PSNR is made of
 
 
 def source(args: Args, split: str, batch: int, frames: int, device: torch.device) -> Data:
@@ -151,6 +152,11 @@ def check(args: Args) -> None:
             raise ValueError(f"--data {args.data}: no {part}/ in it; {expected}")
 
 
+def distance_of(weight: float) -> Distance:
+    """L1, and ``weight`` times the mean squared error beside it."""
+    return lambda y, x: l1(y, x) + weight * (y - x).square().mean() if weight else l1(y, x)
+
+
 def main(args: Args) -> None:
     check(args)
     device = choose(args.device)
@@ -163,7 +169,8 @@ def main(args: Args) -> None:
         "consistency": Weighed(latent_kl, args.consistency, args.steps // 10),
         "se": Weighed(scale_equivariance(vae.config.factor), args.se),
     }
-    method = Autoencode(vae, args.beta, terms=terms, told=args.told if vae.config.omni else 0.0)
+    told = args.told if vae.config.omni else 0.0
+    method = Autoencode(vae, args.beta, terms=terms, told=told, distance=distance_of(args.l2))
     run = Run(
         args.steps,
         args.out,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -137,14 +138,17 @@ def losses(pipe: Pipeline, teacher: Pipeline, args: Args) -> dict[str, float]:
 
 
 @torch.no_grad()
-def drawn(pipe: Pipeline, args: Args) -> dict[str, float]:
-    """The Frechet distance to the world, and SceneEval on prompts that are not the committed ones."""
+def drawn(pipe: Pipeline, args: Any, seed: int = 0) -> dict[str, float]:
+    """The Frechet distance to the world, and SceneEval on prompts that are not the committed ones.
+
+    ``args.pictures`` and ``args.prompts`` say of how many; ``seed`` is that of the sampling noise.
+    """
     features = store.load(SHIPPED / "scenes" / "features").to(pipe.device).features
     world = Scenes(EVAL_WORLD, 32, pipe.schedule.size, pipe.device)
     ours, theirs = Gaussian(), Gaussian()
     for i in range(max(1, args.pictures // 32)):
         batch, captions = world(10**6 + 1, i), [s.caption for s in world.specs(10**6 + 1, i)]
-        ours.add(features(pipe.sample(captions, first=32 * i)))
+        ours.add(features(pipe.sample(captions, seed=seed, first=32 * i)))
         theirs.add(features(batch.x))
     found = {"frechet": frechet(ours, theirs)}
     if args.prompts:
@@ -152,7 +156,7 @@ def drawn(pipe: Pipeline, args: Args) -> dict[str, float]:
         asked = [p for c in CATEGORIES for p in [q for q in every if q.category == c][: args.prompts]]
 
         def draw(texts: list[str], seeds: list[int]) -> torch.Tensor:
-            return pipe.sample(texts, first=seeds[0]).cpu()
+            return pipe.sample(texts, seed=seed, first=seeds[0]).cpu()
 
         found["scene_eval"] = evaluate(draw, SceneDetector(), 1, asked).overall
     return found

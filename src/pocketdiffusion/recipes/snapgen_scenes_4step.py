@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import store
 from ..device import bf16, choose
@@ -28,12 +28,12 @@ from ..methods.adversarial import Adversarial, Guide, Tapped
 from ..nn.heads import Heads
 from ..nn.projector import as_map
 from ..nn.taps import tap
-from ..pipeline import SHIPPED, Pipeline, same_latents
+from ..pipeline import SHIPPED, Pipeline, Schedule, same_latents
 from ..train import spread
-from ..train.fit import Hook, Run, every, fit
+from ..train.fit import Data, Hook, Run, State, every, fit
 from ..train.health import Watch, diversity, drift, least, pairwise, ratio
 from ..train.optimisers import adamw, warmup_cosine
-from ..types import Cond, Denoiser
+from ..types import Cond, Denoiser, Method
 from .scenes_teacher import LOOK
 from .snapgen_scenes_kd import blocks, reads, scenes, shown
 
@@ -92,7 +92,7 @@ def balance() -> list[Hook]:
     accuracy = least("discriminator/accuracy_real", "discriminator/accuracy_fake")
     return [
         every(10, Watch("accuracy", accuracy, 0.01, 0.99, patience=20)),
-        every(10, Watch("ratio", ratio("generator/adversarial", "generator/kd"), high=10.0, patience=20)),
+        every(10, Watch("ratio", ratio("generator/adversarial", "generator/scaled"), high=10.0, patience=20)),
     ]
 
 
@@ -120,21 +120,29 @@ def watches(pipe: Pipeline, base: Pipeline, latents: Tensor, args: Args) -> list
     return [*hooks, *(every(args.look, hook) for hook in (varied, near, shown(pipe, args.seed)))]
 
 
-def main(args: Args) -> None:
+def opened(args: Args) -> tuple[Pipeline, Pipeline]:
+    """The teacher and the student as it is given, both frozen."""
     device = choose(args.device)
     teacher, base = (Pipeline.from_pretrained(name).to(device) for name in (args.teacher, args.student))
     same_latents(args.student, base.vae, args.teacher, teacher.vae)
     for network in (*teacher.components.values(), *base.components.values()):
         network.requires_grad_(False)
-    torch.manual_seed(args.seed)
-    levels, size = tuple(grid(args.levels, args.shift)[:-1].tolist()), teacher.schedule.size
-    data, read = scenes(args, teacher, size), reads(teacher.text_encoder, False)
+    return teacher, base
 
+
+def few(count: int, shift: float, base: Pipeline) -> Schedule:
+    """How the result is sampled: by renoise at its levels, without guidance."""
+    levels = tuple(grid(count, shift)[:-1].tolist())
+    return replace(base.schedule, sampler="renoise", times=levels, guidance=1.0, steps=len(levels))
+
+
+def prepared(args: Args, teacher: Pipeline, base: Pipeline) -> tuple[Adversarial, Data, Pipeline]:
+    """The method, its data, and the pipeline of few steps whose denoiser it trains."""
+    torch.manual_seed(args.seed)
+    data, read = scenes(args, teacher, teacher.schedule.size), reads(teacher.text_encoder, False)
     features, heads = judge_of(teacher, read(data(args.seed, 0)), args.width)
-    latents = data(args.seed, 0).x
-    student = Pipeline.from_pretrained(args.student).transformer.to(device).train()
-    schedule = replace(base.schedule, sampler="renoise", times=levels, guidance=1.0, steps=len(levels))
-    pipe = Pipeline(student, base.text_encoder, base.vae, schedule)
+    student = Pipeline.from_pretrained(args.student).transformer.to(teacher.device).train()
+    schedule = few(args.levels, args.shift, base)
     method = Adversarial(
         student,
         reads(base.text_encoder, False),
@@ -142,28 +150,41 @@ def main(args: Args) -> None:
         features,
         read,
         heads,
-        levels,
+        schedule.times or (),
         args.objective,
         guide_of(args, teacher),
         args.r1,
     )
+    return method, data, Pipeline(student, base.text_encoder, base.vae, schedule)
+
+
+def train(method: Method, data: Data, networks: dict[str, nn.Module], args: Args, hooks: list[Hook]) -> State:
+    """All players of ``method`` with the settings of this recipe."""
     run = Run(
         args.steps,
         args.out,
         args.seed,
-        bf16=bf16(device, args.bf16),
+        bf16=bf16(choose(args.device), args.bf16),
         ema=0.999,
         save_every=250,
         log_every=25,
         name="student",
     )
-    optimisers = {
-        "generator": adamw(method.players["generator"], args.lr, betas=(0.0, 0.99)),
-        "discriminator": adamw(method.players["discriminator"], args.lr_heads, betas=(0.0, 0.99)),
-    }
-    hooks, rate = watches(pipe, base, latents, args), warmup_cosine(args.steps, 100, 0.2)
-    networks = {"transformer": student, "heads": heads}
-    state = fit(method, data, optimisers, networks, run, rate, hooks)
+    rates = {"generator": args.lr, "discriminator": args.lr_heads}
+    optimisers = {who: adamw(owned, rates[who], betas=(0.0, 0.99)) for who, owned in method.players.items()}
+    return fit(method, data, optimisers, networks, run, warmup_cosine(args.steps, 100, 0.2), hooks)
+
+
+def hastened(args: Args, teacher: Pipeline, base: Pipeline) -> tuple[State, Pipeline]:
+    """A run, and the pipeline whose denoiser it has trained."""
+    method, data, pipe = prepared(args, teacher, base)
+    hooks = watches(pipe, base, data(args.seed, 0).x, args)
+    networks = {"transformer": pipe.transformer, "heads": method.heads}
+    return train(method, data, networks, args, hooks), pipe
+
+
+def main(args: Args) -> None:
+    state, pipe = hastened(args, *opened(args))
     if spread.rank():
         return
     with state.averaged():

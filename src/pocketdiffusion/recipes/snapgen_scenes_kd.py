@@ -60,6 +60,10 @@ class Args:
 
 def student_of(kind: str, preset: str, teacher: Pipeline) -> Any:
     """A fresh denoiser for the teacher's latents and text."""
+    store.kind(kind)
+    denoisers = [name for name, (module, _) in store.KINDS.items() if module.startswith("models.")]
+    if kind not in denoisers:
+        raise ValueError(f"--student {kind}: expected the class of a denoiser: {', '.join(denoisers)}")
     config, width = store.preset(kind, preset), teacher.text_encoder.config.dim
     config = replace(config, channels=teacher.vae.config.channels, text=width)
     if getattr(config, "pooled", 0):

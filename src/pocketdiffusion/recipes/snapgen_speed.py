@@ -3,11 +3,13 @@
     pocket train snapgen_speed --count-only                     # operations and parameters alone, on meta
     pocket train snapgen_speed --device cuda --bf16 --compile
     pocket train snapgen_speed --models snapgen pixart-alpha-1024 --side 64
+    pocket train snapgen_speed --device cuda --bf16 --compile --compile-peers --peak-tflops 989   # an H100
 
 1024-pixel latents (a side of 128), batch 1, no guidance; every model with its own latent channels and length
 of text. All weights are random: what is computed does not depend on them. The peers are diffusers' networks
 in their published configurations, called as their own pipelines do. Compare within one run only. Counts are
-exact; times have not been taken on a quiet machine yet. Ends with OUT/speed.json.
+exact; times have not been taken on a quiet machine yet. "floor ms" is what the products alone would take at
+--peak-tflops, "of peak" the share of it that was reached. Ends with OUT/speed.json.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ class Args:
     runs: int = 3
     threads: int | None = None
     compile: bool = False  # ours compiled, too
+    compile_peers: bool = False  # and the peers
+    peak_tflops: float | None = None  # of the device, in this dtype and dense: 10^12 FLOP/s
     count_only: bool = False  # operations and parameters, on meta: no time, no memory
     memory: bool = True  # peak memory (on a CPU in a process of its own)
     bf16: bool = False
@@ -87,6 +91,14 @@ def inputs(model: Any, name: str, side: int, dtype: torch.dtype) -> tuple[Tensor
     return normal(1, channels, side, side), torch.full((1,), 0.5, device=device), cond
 
 
+def achieved(flops: int, ms: float, peak_tflops: float | None) -> dict[str, float]:
+    """FLOP/s, and where the peak is known what they are of it, and the least time that it allows."""
+    found = {"TFLOP/s": flops / ms / 1e9}
+    if peak_tflops:
+        found |= {"of peak": found["TFLOP/s"] / peak_tflops, "floor ms": flops / peak_tflops / 1e9}
+    return found
+
+
 def rows(name: str, args: Args, device: torch.device) -> list[dict[str, Any]]:
     shape = built(name, "meta")
     given = inputs(shape, name, args.side, torch.float32)
@@ -100,13 +112,14 @@ def rows(name: str, args: Args, device: torch.device) -> list[dict[str, Any]]:
     model = built(name, device).to(dtype).requires_grad_(False)
     given = inputs(model, name, args.side, dtype)
     ways: dict[str, Any] = {"eager": model}
-    if args.compile and name not in PEERS:
+    if args.compile_peers if name in PEERS else args.compile:
         ways["compiled"] = torch.compile(model)
     done = []
     for way, call in ways.items():
         # enough to compile and to settle
         timed = latency(call, given, args.runs, 3, args.threads, seconds=300)
         here = row | {"model": f"{name} {way}", "ms per step": timed.median, "contended": timed.contended}
+        here |= achieved(2 * found.macs, timed.median, args.peak_tflops)
         if args.memory and way == "eager":
             here["peak MB"] = peak(model, given).peak / 1e6
         done.append(here)
@@ -117,6 +130,8 @@ def main(args: Args) -> None:
     known = {*PEERS, *store.kind("UNet").PRESETS}
     if unknown := set(args.models) - known:
         raise ValueError(f"--models {sorted(unknown)[0]}: expected some of {', '.join(sorted(known))}")
+    if args.peak_tflops is not None and args.peak_tflops <= 0:
+        raise ValueError(f"--peak-tflops {args.peak_tflops}: expected more than 0")
     device, done = choose(args.device), []
     for name in args.models:
         done += rows(name, args, device)

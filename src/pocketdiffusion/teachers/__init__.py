@@ -10,9 +10,9 @@ order of axes and names of parts are converted inside. The library is imported w
     convert.py        Other libraries' noising processes: how a prediction at one of their levels becomes v.
     published.py      Configurations of published denoisers: network, noising process, autoencoder.
     checkpoints.py    Files of foreign denoisers: what a folder or a file holds, under diffusers' names.
-    finite.py         Names the first layer of a foreign model whose output is not finite.
     text.py           Text encoders of transformers as ours: CLIP, T5, Gemma, Qwen, joined as a family does.
     encoders.py       Folders of transformers -> text encoders and tokenizers: one loader, published sizes.
+    kept.py           Text embeddings on the disk, so that a frozen encoder reads every caption once.
     words.py          Prompts -> token numbers and a mask, by the tokenizers of foreign text encoders.
     pipeline.py       Pipelines of diffusers in a folder: their parts as ours, and how they are sampled.
 """

@@ -30,19 +30,22 @@ def is_hub_id(source: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
 
 
-def fetched(source: str, subfolder: str | None) -> Path:
-    """The folder of the hub's ``source`` in the local cache: its configs, and the weights of the denoiser."""
+def snapshot(source: str, *patterns: str) -> Path:
+    """The folder of the hub's ``source`` in the local cache, with the files that ``patterns`` name."""
     from huggingface_hub import snapshot_download
 
-    def get(*patterns: str) -> Path:
-        try:
-            return Path(snapshot_download(source, allow_patterns=list(patterns)))
-        except FAULTS as error:
-            raise ValueError(f"{source}: no such folder here, nor from the hub ({line(error)})") from None
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(patterns)))
+    except FAULTS as error:
+        raise ValueError(f"{source}: no such folder here, nor from the hub ({line(error)})") from None
 
-    root = get("*.json", "*/*.json")
+
+def fetched(source: str, subfolder: str | None) -> Path:
+    """That of ``source`` with its configs, and the weights of the denoiser."""
+    root = snapshot(source, "*.json", "*/*.json")
     within = component(root, subfolder).relative_to(root) / STEM
-    return get(f"{within}.safetensors", f"{within}-?????-of-?????.safetensors", f"vae/{STEM}.safetensors")
+    whole, shards = f"{within}.safetensors", f"{within}-?????-of-?????.safetensors"
+    return snapshot(source, whole, shards, f"vae/{STEM}.safetensors")
 
 
 def component(root: Path, subfolder: str | None) -> Path:

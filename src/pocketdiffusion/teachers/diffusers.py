@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.latents import weights_hash
+from ..data.latents import latents_hash
 from ..disk import replacing
+from ..nn.finite import watched
 from ..types import Cond
 from . import autoencoders
 from .checkpoints import built, component, fetched, files, fill, is_hub_id, mapped, read, read_json
 from .convert import Flow, Process, process
 from .families import Settings, known
-from .finite import watched
 from .published import PUBLISHED, known_name, like
 
 SCHEDULER = "scheduler_config.json"
@@ -46,7 +46,7 @@ class Foreign(nn.Module):
     """A denoiser of diffusers as a ``types.Denoiser``; its parameters are those of ``model``.
 
     x (B, C, H, W) or, of a video model, also (B, C, T, H, W), latents of the autoencoder ``latents``: its
-    name in ``autoencoders.PUBLISHED`` or the hash of its weights, None if unknown. t (B,); Wan and LTX-Video
+    name in ``autoencoders.PUBLISHED`` or its ``latents_hash``, None if unknown. t (B,); Wan and LTX-Video
     also take (B, T). ``blocks`` are the names to ``tap``, in the order in which x passes them.
     """
 
@@ -156,24 +156,31 @@ class Foreign(nn.Module):
         return v
 
     def expects(self, autoencoder: nn.Module) -> None:
-        """ValueError if the latents of ``autoencoder`` are not those that this denoiser was trained on."""
-        config = getattr(autoencoder, "config", None)
+        """ValueError if the latents of ``autoencoder`` are not those that this denoiser was trained on.
+
+        Of one that is not published and lies without its vae/, nothing but the channels is known.
+        """
+        config: Any = getattr(autoencoder, "config", None)
         channels = getattr(config, "channels", None)
         if channels is not None and channels != self.channels:
             raise ValueError(f"latents of {channels} channels: this denoiser takes {self.channels}")
-        if self.latents is None or not isinstance(autoencoder, autoencoders.Foreign):
+        if self.latents is None:
             return
-        if self.latents not in autoencoders.PUBLISHED:
-            matches = weights_hash(autoencoder) == self.latents
-        else:
+        foreign = isinstance(autoencoder, autoencoders.Foreign)
+        # a decoder that stands alone says whose latents it reads
+        found = getattr(config, "latents", "") or latents_hash(autoencoder)
+        if self.latents in autoencoders.PUBLISHED:
             kind, wanted = autoencoders.PUBLISHED[self.latents]
             scale = {k: v for k, v in wanted.items() if k in ("scaling_factor", "shift_factor")}
-            found = autoencoder.config
-            matches = found.name == kind and scale.items() <= found.foreign.items()
+            matches = foreign and config.name == kind and scale.items() <= config.foreign.items()
+            more = ", ".join(f"{k} {v}" for k, v in scale.items())
+            expected = f"{self.latents} ({kind}{', ' if more else ''}{more})"
+        else:
+            matches, expected = found == self.latents, self.latents[:8]
         if not matches:
-            raise ValueError(
-                f"latents of this {autoencoder.config.name}: the denoiser expects {self.latents}"
-            )
+            name = config.name if foreign else type(autoencoder).__name__
+            told = f"latents of autoencoder {found[:8]} ({name})"
+            raise ValueError(f"{told}: {type(self.model).__name__} expects those of {expected}")
 
     def example(self, batch: int = 2, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Cond]:
         """Inputs that tests, bench and exporters use: a small picture, or a clip of few frames."""
@@ -292,7 +299,7 @@ def _latents(here: Path, root: Path, model: Any) -> str | None:
     for place in (root / "vae", here.parent / "vae"):
         if any(place.glob("*.safetensors")):
             try:
-                return weights_hash(autoencoders.load(place))
+                return latents_hash(autoencoders.load(place))
             except ValueError:  # of a class that we do not read
                 return None
     entry = like(model)

@@ -30,6 +30,8 @@ PIPELINES = {
     "PixArtSigmaPipeline": "pixart-sigma",
     "SanaPipeline": "sana",
     "QwenImagePipeline": "qwen-image",
+    # not of diffusers: a denoiser of ours beside foreign encoders (export/foreign.py)
+    "SnapGenPipeline": "snapgen",
 }
 # what a folder holds -> the class that reads it; of the last, the language model alone stays
 CLASSES = {
@@ -89,18 +91,19 @@ def instruction() -> str:
 
 
 def load(
-    source: str | Path | Mapping[str, str | Path | Place],
+    source: str | Path | Mapping[str, str | Path | Place | None],
     rule: str | Rule | None = None,
     dtype: torch.dtype = torch.float32,
     width: int | None = None,
     offload: torch.device | str | None = None,
+    widths: Mapping[str, int] | None = None,
 ) -> ForeignText:
     """Saved text encoders, frozen, on the CPU.
 
     ``source``: a pipeline's folder in diffusers' layout or its hub id, or a place for each part of the rule,
     which is a folder or hub id with encoder and tokenizer together, or a triple. ``rule``: a Rule, or a name
-    in text.RULES; a pipeline's folder says it itself. ``width``: of the denoiser's tokens. An encoder that
-    the pipeline says it has not is absent.
+    in text.RULES; a pipeline's folder says it itself. ``width``: of the denoiser's tokens. An encoder whose
+    place is None, or that the pipeline says it has not, is absent; ``widths`` says how wide it would be.
     """
     told: dict[str, Any] = {} if isinstance(source, Mapping) else index(source)
     rule = rule or PIPELINES.get(told.get("_class_name", ""))
@@ -109,8 +112,11 @@ def load(
     chosen = RULES[rule] if isinstance(rule, str) else rule
     if isinstance(source, Mapping):
         if wrong := sorted(set(source) ^ set(chosen.parts)):
-            raise ValueError(f"text encoder {wrong[0]!r}: expected {', '.join(chosen.parts)}, one place each")
-        places = {name: place(where) for name, where in source.items()}
+            known = ", ".join(chosen.parts)
+            raise ValueError(f"text encoder {wrong[0]!r}: expected {known}, one place each (None: absent)")
+        places = {name: place(where) for name, where in source.items() if where is not None}
+        if not places:
+            raise ValueError(f"all text encoders are absent: expected one of {', '.join(chosen.parts)}")
     else:
         places = of_pipeline(str(source), chosen, told)
     tokenizers = {name: tokenizer(where) for name, where in places.items()}
@@ -124,7 +130,7 @@ def load(
     if chosen is RULES["sana"]:
         chosen = instructed(chosen, tokenizers["gemma"])
     zeros = chosen is RULES["sdxl"] and bool(told.get("force_zeros_for_empty_prompt", told != {}))
-    return ForeignText(encoders, tokenizers, chosen, width, offload, zeros)
+    return ForeignText(encoders, tokenizers, chosen, width, offload, zeros, widths)
 
 
 def instructed(rule: Rule, tokenizer: Any) -> Rule:

@@ -1,6 +1,6 @@
 """Pipelines of diffusers in a folder: their parts as ours, and how they are sampled.
 
-    load(FOLDER) -> Parts(transformer, text_encoder, vae, schedule)
+    load(FOLDER) -> Parts(transformer, text_encoder, vae, schedule)      or a hub id
     rows(FOLDER)                    what is in it, read off the headers of its files, for any pipeline
 
 ``schedule`` holds fields of pipeline.Schedule: steps and guidance are the defaults of the pipeline's class,
@@ -22,28 +22,32 @@ import torch
 
 from . import autoencoders, diffusers, encoders
 from .autoencoders import line
-from .checkpoints import component, read_json
+from .checkpoints import component, is_hub_id, read_json, snapshot
 from .convert import Flow, Process, process
 from .families import known
 
 INDEX = "model_index.json"
 # denoisers that were taught guidance: they are told its scale and need no second call
 GUIDED = ("FluxPipeline",)
+# what is fetched from the hub of a part
+KINDS = ("json", "txt", "model", "safetensors")
+STUDENT = "SnapGenPipeline"  # a denoiser of ours beside foreign text encoders and autoencoder
 
 
 @dataclass(frozen=True)
 class Parts:
-    kind: str  # class of diffusers
-    transformer: diffusers.Foreign
+    kind: str  # class of diffusers, or STUDENT
+    transformer: Any  # diffusers.Foreign, or of a STUDENT ours
     text_encoder: encoders.ForeignText
     vae: autoencoders.Foreign
     schedule: dict[str, Any]
 
 
 def is_foreign(folder: Path | str) -> bool:
-    """Whether ``folder`` holds a pipeline of diffusers, not one of ours."""
+    """Whether ``folder`` holds a pipeline of diffusers, or one of whose parts most are foreign."""
     path = Path(folder) / INDEX
-    return path.is_file() and "_diffusers_version" in read_json(path)
+    told = read_json(path) if path.is_file() else {}
+    return "_diffusers_version" in told or told.get("_class_name") == STUDENT
 
 
 def kind_of(folder: Path) -> str:
@@ -54,20 +58,40 @@ def kind_of(folder: Path) -> str:
     return kind
 
 
-def load(folder: Path | str, dtype: torch.dtype = torch.float32) -> Parts:
-    """The whole pipeline on the CPU, frozen. ValueError in one line for what is missing or does not fit."""
-    folder = Path(folder)
+def local(source: Path | str) -> Path:
+    """The folder of a pipeline, or of a text encoder: ``source`` itself, or a hub id's in the local cache."""
+    folder = Path(source)
+    if folder.exists() or not is_hub_id(str(source)):
+        return folder
+    root, places = snapshot(str(source), "*.json"), [""]
+    if (root / INDEX).is_file():
+        told = read_json(root / INDEX)
+        places = [f"{k}/" for k, v in told.items() if isinstance(v, list) and v[0] is not None]
+    return snapshot(str(source), "*.json", *(f"{place}*.{kind}" for place in places for kind in KINDS))
+
+
+def load(
+    source: Path | str,
+    dtype: torch.dtype = torch.float32,
+    offload: torch.device | str | None = None,
+) -> Parts:
+    """The whole pipeline on the CPU, frozen. ValueError in one line for what is missing or does not fit.
+
+    ``source``: a folder or a hub id. ``dtype``: of denoiser and text encoders; the autoencoder is in fp32.
+    ``offload``: the device where those two compute, while their weights rest in memory.
+    """
+    folder = local(source)
     kind = kind_of(folder)
-    denoiser = diffusers.load(folder, dtype=dtype)
+    denoiser = diffusers.load(folder, dtype=dtype, device=offload or "cpu", offload=offload is not None)
     if not denoiser.family.text:
         raise ValueError(f"{folder}: a {type(denoiser.model).__name__} reads no text")
     width, pooled = denoiser.config[denoiser.family.text], denoiser.family.pooled(denoiser.model.config)
-    vae = autoencoders.load(folder, "vae", dtype)
+    vae = autoencoders.load(folder, "vae")
     try:
         denoiser.expects(vae)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    text = encoders.load(folder, dtype=dtype, width=width)
+    text = encoders.load(folder, dtype=dtype, width=width, offload=offload)
     told = text.config
     for what, found, wanted in (("tokens", told.dim, width), ("pooled vectors", told.pooled, pooled)):
         if wanted and found != wanted:
@@ -108,7 +132,8 @@ def rows(folder: Path | str) -> list[dict[str, Any]]:
     """Part, class, parameters and bytes of everything in the folder that has weights; nothing is loaded."""
     folder, found = Path(folder), []
     for name, told in read_json(folder / INDEX).items():
-        if name.startswith("_") or not isinstance(told, list) or told[0] is None:
+        # of a text encoder alone, weights and tokenizer lie in one folder
+        if name.startswith(("_", "tokenizer")) or not isinstance(told, list) or told[0] is None:
             continue
         here = folder / name
         if not here.is_dir():
@@ -152,14 +177,19 @@ def expected(folder: Path | str) -> dict[str, Any]:
     """What a known pipeline wants, from its configs alone: latents, pixels, text, schedule."""
     folder = Path(folder)
     kind = kind_of(folder)
-    here = component(folder, None)
-    config = read_json(here / "config.json")
-    known(f"_class_name in {here}:", config.get("_class_name"))
-    path = process(read_json(folder / "scheduler" / diffusers.SCHEDULER), str(folder / "scheduler"))
     factor, channels = sizes(folder / "vae")
-    wanted = schedule(kind, config, path, factor)
+    told, levels = read_json(folder / "scheduler" / diffusers.SCHEDULER), "flow matching"
+    if kind == STUDENT:
+        wanted = {k: v for k, v in told.items() if not k.startswith("_")}
+    else:
+        here = component(folder, None)
+        config = read_json(here / "config.json")
+        known(f"_class_name in {here}:", config.get("_class_name"))
+        path = process(told, str(folder / "scheduler"))
+        wanted = schedule(kind, config, path, factor)
+        if not isinstance(path, Flow):
+            levels = f"{path.prediction}, variance preserving"
     side = wanted["size"] // factor
-    levels = "flow matching" if isinstance(path, Flow) else f"{path.prediction}, variance preserving"
     rule = encoders.RULES[encoders.PIPELINES[kind]]
     text = {name: part.reading.length for name, part in rule.parts.items()}
     return {"latents": (channels, side, side), "factor": factor, "text": text, "path": levels, **wanted}

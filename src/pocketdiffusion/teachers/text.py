@@ -27,6 +27,8 @@ from torch.nn import functional as F
 from ..types import Cond
 from .words import Reading, Words
 
+# of the published encoders' tokens and pooled vectors, for those that are absent
+WIDTHS = {"clip_l": 768, "clip_g": 1280, "t5": 4096, "gemma": 2304, "qwen": 3584}
 DROP = 0.464  # SD3, of each of three encoders, so that a tenth of the prompts is empty (number from memory)
 
 
@@ -96,15 +98,17 @@ class Config:
     length: int  # token numbers of one prompt, of all encoders
     vocab: int  # token numbers below it are known to every encoder
     rule: dict[str, Any]
+    widths: dict[str, int]  # of every encoder's tokens, absent ones too
     foreign: dict[str, Any] = field(default_factory=dict)  # transformers' own configs, by part
 
 
 class ForeignText(nn.Module):
     """``encoders`` and ``tokenizers`` of transformers by the rule's names; a ``types.TextEncoder``.
 
-    An encoder that is None is absent: its tokens are zeros. ``width``: of the tokens, where absent encoders
-    are the widest. ``offload``: a device to which each encoder goes while it is at work; it rests on the CPU.
-    ``zeros``: the empty prompt is zeros (SDXL).
+    An encoder that is None is absent: its tokens and pooled vector are zeros where they would be, as of one
+    that is dropped; ``widths`` says how wide they are (default: as published). ``width``: of the tokens,
+    where absent encoders are the widest. ``offload``: a device to which each encoder goes while it is at
+    work; it rests on the CPU. ``zeros``: the empty prompt is zeros (SDXL).
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class ForeignText(nn.Module):
         width: int | None = None,
         offload: torch.device | str | None = None,
         zeros: bool = False,
+        widths: Mapping[str, int] | None = None,
     ):
         super().__init__()
         here = {name: encoder for name, encoder in encoders.items() if encoder is not None}
@@ -127,9 +132,14 @@ class ForeignText(nn.Module):
         self.pads = {name: tokenizers[name].pad_token_id or 0 for name in here}
         configs: dict[str, Any] = {name: encoder.config for name, encoder in here.items()}
         self.vocabs: dict[str, int] = {name: config.vocab_size for name, config in configs.items()}
-        self.widths: dict[str, int] = {name: config.hidden_size for name, config in configs.items()}
-        self.pools: dict[str, int] = {name: pooled_width(here[name]) for name in rule.pooled if name in here}
-        widest = max(sum(self.widths.get(name, 0) for name in row) for row in rule.rows)
+        known = {**WIDTHS, **(widths or {}), **{name: c.hidden_size for name, c in configs.items()}}
+        self.widths: dict[str, int] = {name: known.get(name, 0) for name in rule.parts}
+        self.pools: dict[str, int] = {
+            name: pooled_width(here[name]) if name in here else self.widths[name] for name in rule.pooled
+        }
+        # who knows the width knows better than we do how wide a row is that is absent altogether
+        rows = [row for row in rule.rows if width is None or set(row) & set(here)]
+        widest = max((sum(self.widths[name] for name in row) for row in rows), default=0)
         self.width = max(widest, width or 0)
 
     def train(self, mode: bool = True) -> ForeignText:
@@ -146,7 +156,13 @@ class ForeignText(nn.Module):
             foreign[name] = {k: v for k, v in told.items() if not k.startswith("_") and k not in loose}
         vocab = min(self.vocabs.values())
         pooled = sum(self.pools.values())
-        return Config(self.width, pooled, self.tokenizer.length, vocab, asdict(self.rule), foreign)
+        length, rule = self.tokenizer.length, asdict(self.rule)
+        return Config(self.width, pooled, length, vocab, rule, self.widths, foreign)
+
+    @property
+    def spoken(self) -> int:
+        """Tokens of one prompt that come out, at most."""
+        return sum(count(self.rule.parts[row[0]]) for row in self.rule.rows)
 
     @property
     def device(self) -> torch.device:
@@ -172,7 +188,10 @@ class ForeignText(nn.Module):
         rows = [self.row(row, said, ids) for row in self.rule.rows]
         tokens = torch.cat([x for x, _ in rows], 1)
         real = torch.cat([m for _, m in rows], 1)
-        vectors: list[Any] = [said[name][2] for name in self.rule.pooled if name in said]
+        vectors: list[Any] = [
+            said[name][2] if name in said else tokens.new_zeros(len(tokens), width)
+            for name, width in self.pools.items()
+        ]
         pooled = torch.cat(vectors, -1) if vectors else None
         if self.zeros:
             full = (mask.sum(1, keepdim=True) > self.tokenizer.special).to(tokens.dtype)
@@ -209,7 +228,11 @@ class ForeignText(nn.Module):
             shape = (like.shape[0], count(self.rule.parts[names[0]]))
             none = torch.full(shape, not self.rule.masked, device=like.device)
             return torch.zeros(*shape, self.width, device=like.device), none
-        x = torch.cat([x for x, _, _ in there], -1)
+        x = there[0][0]
+        found = [
+            said[name][0] if name in said else x.new_zeros(*x.shape[:2], self.widths[name]) for name in names
+        ]
+        x = torch.cat(found, -1)
         mask = there[0][1] if self.rule.masked else torch.ones_like(there[0][1])
         return F.pad(x, (0, self.width - x.shape[-1])), mask
 
@@ -219,7 +242,8 @@ class ForeignText(nn.Module):
         if unknown := set(rates) - set(self.encoders):
             raise ValueError(f"drop: no text encoder {min(unknown)!r}; there are {', '.join(self.encoders)}")
         batch, device = len(cond.tokens), cond.tokens.device
-        gone = {}
+        # who is absent has been dropped before
+        gone = dict.fromkeys(self.rule.parts, torch.ones(batch, dtype=torch.bool, device=device))
         for name in self.encoders:
             drawn = torch.rand(batch, generator=generator)
             gone[name] = (drawn < rates.get(name, 0.0)).to(device)
@@ -229,12 +253,12 @@ class ForeignText(nn.Module):
             last = i == len(self.rule.rows) - 1
             stop = tokens.shape[1] if last else start + count(self.rule.parts[row[0]])
             channel = 0
-            for name in (name for name in row if name in self.encoders):
+            for name in row:
                 end = channel + self.widths[name]
                 tokens[gone[name], start:stop, channel:end] = 0
                 channel = end
             if self.rule.masked:
-                every = torch.stack([gone[name] for name in row if name in gone]).all(0)
+                every = torch.stack([gone[name] for name in row]).all(0)
                 mask[every, start:stop] = False
             start = stop
         # attention over nothing is not defined

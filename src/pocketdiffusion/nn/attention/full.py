@@ -13,13 +13,12 @@ from torch.nn import functional as F
 from ..norm import RMSNorm
 from ..rope import rotate
 
-
 # keys up to which a CPU's bf16 training folds: the library's backward pass takes 1.4 to 7 times as long there
 FEW = 256
 
 
 def fold(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention in two products, the heads of a group stacked along its queries; mask (B, 1, 1, M)."""
+    """Softmax attention in two products, a group's heads stacked along its queries; mask (B, 1, 1, M)."""
     logits = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3) @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf"))
