@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from pocketdiffusion import store
+from pocketdiffusion.data.motion import Clips
 from pocketdiffusion.data.scenes import EVAL_WORLD, Scenes
 from pocketdiffusion.eval.compose import PROMPTS, evaluate
 from pocketdiffusion.eval.detection import accuracy
-from pocketdiffusion.pipeline import SHIPPED, Pipeline
+from pocketdiffusion.eval.reconstruction import ratio
+from pocketdiffusion.pipeline import SHIPPED, Pipeline, find
+from pocketdiffusion.recipes.h3ae_scenes import WORLD, measured
 from pocketdiffusion.rewards.scenes import SceneDetector
 
 pytestmark = pytest.mark.slow
@@ -21,9 +25,10 @@ def pipe():
     return Pipeline.from_pretrained("scenes")
 
 
-def test_all_that_ships_is_under_15_megabytes():
+def test_all_that_ships_is_under_21_megabytes():
     files = [p for p in SHIPPED.rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) < 15e6
+    assert sum(p.stat().st_size for p in files) < 21e6
+    assert sum(p.stat().st_size for p in (SHIPPED / "scenes_video").rglob("*") if p.is_file()) < 6e6
     assert {p.suffix for p in files} <= {".json", ".safetensors", ".md"}
     assert (SHIPPED / "scenes" / "README.md").exists()
 
@@ -60,6 +65,16 @@ def test_latents_have_unit_variance(pipe):
     torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=0.1)
 
 
+def test_the_video_autoencoder_gives_unseen_clips_back():
+    vae = store.load(find("scenes_video"))
+    assert ratio(vae.config) >= 48
+    found = measured(vae, 64, 17, torch.device("cpu"), 16)
+    assert found["psnr"] >= 29.5
+    with torch.no_grad():
+        z = vae.encode(Clips(WORLD, 32, 64, 17)(11, 0).x)
+    torch.testing.assert_close(z.std((0, 2, 3, 4)), torch.ones(16), rtol=0, atol=0.2)
+
+
 def test_the_command_is_quick_and_repeatable(tmp_path):
     for name in "ab":
         argv = [sys.executable, "-m", "pocketdiffusion", "generate", "two green stars", "-o", f"{name}.png"]
@@ -69,6 +84,11 @@ def test_the_command_is_quick_and_repeatable(tmp_path):
 
 
 def test_the_model_card_names_its_recipe():
-    card = Path(SHIPPED / "scenes" / "README.md").read_text()
-    for word in ("scenes_teacher", "scenes_decoder", "SceneEval", "Apache-2.0", "Limits"):
-        assert word in card
+    named = {
+        "scenes": ("scenes_teacher", "scenes_decoder", "SceneEval"),
+        "scenes_video": ("h3ae_scenes", "dB"),
+    }
+    for name, words in named.items():
+        card = Path(SHIPPED / name / "README.md").read_text()
+        for word in (*words, "Apache-2.0", "Limits"):
+            assert word in card
