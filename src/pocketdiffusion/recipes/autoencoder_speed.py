@@ -6,8 +6,8 @@
 
 Ours and diffusers' classes in their published configurations, all with random weights: what they compute does
 not depend on them. Every row has channels and compression beside it, for numbers at unequal ones say little.
-A run that was cut goes on with the rows that are not in OUT/speed.json yet. Counts are in docs/results.md
-(autoencoders), times not yet. Ends with OUT/speed.json.
+A run that was cut goes on with the rows that are not in OUT/speed.json yet. Results: docs/results.md
+(autoencoders). Ends with OUT/speed.json.
 """
 
 from __future__ import annotations
