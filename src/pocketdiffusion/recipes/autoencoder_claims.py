@@ -11,8 +11,8 @@ colour; arms that differ in their 3-D layers differ in the rest alone. Every run
 and not repeated. Of a seed, all arms see the same clips and noise; the
 arms that change a loss begin with the same weights too. ``perceptual`` and ``frechet`` are judged by the
 network that the arm of that name learns from, and ``cycle`` is what latent consistency asks for: neither is
-neutral; nor is ``frechet_clips``, which is no rFVD (eval/reconstruction.py). Not run in full yet:
-docs/results.md (claims).
+neutral; nor is ``frechet_clips``, which is no rFVD (eval/reconstruction.py). The losses were run
+from a trained autoencoder: docs/results.md.
 """
 
 from __future__ import annotations

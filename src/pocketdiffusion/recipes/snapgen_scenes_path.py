@@ -9,7 +9,8 @@ The teacher samples as its pipeline says, guidance included, with ``fine`` steps
 prompts are those of the training world, and no picture is drawn. A pool of trajectories is made, used for a
 while, and thrown away. What comes out needs no guidance and is sampled by Euler at four levels; it may be the
 pipeline to ship, or the few-step teacher that SnapGen's adversarial stage asks for (snapgen_scenes_4step
---few-step-teacher). Not SnapGen's: the paper's few-step teacher is SD3.5-Large-Turbo. Ends with OUT/pipeline.
+--few-step-teacher). Not SnapGen's: the paper's few-step teacher is SD3.5-Large-Turbo. Not run in full yet.
+Ends with OUT/pipeline.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from ..train import spread
 from ..train.fit import Run, every, fit, seeded
 from ..train.optimisers import adamw, warmup_decay
 from ..types import Batch, Denoiser
+from .snapgen_scenes_4step import few
 from .snapgen_scenes_kd import reads, shown, student_of
 
 
@@ -132,11 +134,8 @@ def main(args: Args) -> None:
         student, text = base.transformer.train(), base.text_encoder.requires_grad_(False)
     else:
         student = student_of("UNet", args.preset, teacher)
-    levels = tuple(grid(args.levels, args.shift)[:-1].tolist())
-    method = Trajectory(student, reads(text, False), list(student.parameters()), levels)
-    schedule = replace(
-        teacher.schedule, sampler="euler", times=levels, guidance=1.0, interval=(0.0, 1.0), steps=len(levels)
-    )
+    schedule = replace(few(args.levels, args.shift, teacher), sampler="euler", interval=(0.0, 1.0))
+    method = Trajectory(student, reads(text, False), list(student.parameters()), schedule.times or ())
     pipe = Pipeline(student, text, base.vae, schedule)
     hooks = [every(args.look, shown(pipe, args.seed))] if args.look else []
     settings = Run(
