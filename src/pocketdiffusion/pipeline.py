@@ -191,7 +191,7 @@ class Pipeline:
             raise ValueError(f"{name}: a network by itself, expected a pipeline (with model_index.json)")
         index = store.read_json(folder / "model_index.json")
         if is_foreign(folder):
-            takers = "pocket info, bench, export and cache take it"
+            takers = "pocket info, generate, bench, export and cache take it"
             raise ValueError(f"{name}: a {index.get('_class_name')}, with parts of diffusers; {takers}")
         if missing := [c for c in (*COMPONENTS, "tokenizer", "scheduler") if c not in index]:
             raise ValueError(f"{folder / 'model_index.json'}: no component {missing[0]!r}")

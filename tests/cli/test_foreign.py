@@ -16,9 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "teachers"))
 import tiny_pipelines as tiny
 import tiny_text
 
+from pocketdiffusion import store
+from pocketdiffusion.autoencoders import tiny as tiny_decoder
 from pocketdiffusion.cli.main import guarded
 from pocketdiffusion.compress.bits import Plan, uniform
-from pocketdiffusion.data.latents import Latents, weights_hash
+from pocketdiffusion.data.latents import Latents, latents_hash, weights_hash
 from pocketdiffusion.export import bundle, foreign, onnx
 from pocketdiffusion.export.parity import LIMITS, recorded, relative
 from pocketdiffusion.export.program import programs
@@ -129,10 +131,32 @@ def test_a_bundle_reads_prompts_as_the_encoders_do(folders, family, tmp_path):
         assert np.array_equal(found[0], ids.numpy()) and np.array_equal(found[1] > 0, mask.numpy())
 
 
+@pytest.mark.filterwarnings("ignore:prompt cut")
+def test_generate_draws_with_them_and_takes_another_decoder(folders, tmp_path, capsys):
+    """What the command writes is what the sampler makes of the parts; a decoder of other latents is refused."""
+    folder, pipe = folders("sd3"), foreign.opened(folders("sd3"))
+    argv = ["generate", "two stars", "--model", folder, "--steps", "2", "--device", "cpu", "-o"]
+    says(capsys, [*argv, tmp_path / "a.png"])
+    made = np.asarray(Image.open(tmp_path / "a.png"))
+    assert np.array_equal(made, np.asarray(pipe(["two stars"], steps=2)[0])) and made.shape == (32, 32, 3)
+
+    of_vae = pipe.vae.config
+    config = tiny_decoder.Config(of_vae.channels, (8, 16), (1, 1), groups=8, latents=latents_hash(pipe.vae))
+    assert of_vae.factor == config.factor
+    store.save(tiny_decoder.TinyDecoder(config), tmp_path / "small")
+    says(capsys, [*argv, tmp_path / "b.png", "--decoder", tmp_path / "small"])
+    other = foreign.opened(folder, tmp_path / "small")
+    assert np.array_equal(Image.open(tmp_path / "b.png"), np.asarray(other(["two stars"], steps=2)[0]))
+    assert list(programs(other)["decoder"]()) == ["picture"]
+
+    store.save(tiny_decoder.TinyDecoder(replace(config, latents="0" * 32)), tmp_path / "alien")
+    line = says(capsys, [*argv, tmp_path / "c.png", "--decoder", tmp_path / "alien"], 2)
+    assert "reads latents of autoencoder 00000000" in line and not (tmp_path / "c.png").exists()
+
+
 def test_what_is_refused(folders, tmp_path, capsys):
     folder, out = folders("sd1.5"), tmp_path / "out"
     argv = ["export", folder, "-o", out]
-    assert "keeps its own" in says(capsys, [*argv, "--decoder", folder], 2)
     assert "multiple of 4 pixels, got 30 x 30" in says(capsys, [*argv, "--size", "30"], 2)
     line = says(capsys, [*argv, "--target", "web"], 2)
     assert "its page cannot read prompts as a StableDiffusionPipeline does; use target onnx" in line

@@ -2,6 +2,7 @@
 
     pocket generate "three red circles and a blue square" -o out.png
     pocket generate --prompts prompts.txt --num-images 4 --grid -o grid.png
+    pocket generate "a lighthouse" --model my-sd15/ --device cuda --dtype fp16       # a folder of diffusers
 
 PNGs carry prompt, seed, steps, guidance and model as text.
 """
@@ -49,7 +50,7 @@ class Args:
     scale: int = 1
     """Enlarge by this whole factor, without smoothing."""
     model: str = "scenes"
-    """A shipped pipeline's name or a folder."""
+    """A shipped pipeline's name or a folder, ours or one of diffusers."""
     decoder: Path | None = None
     """A folder with another decoder of the same latents (pocket train tiny_decoder)."""
     bundle: Path | None = None
@@ -117,9 +118,9 @@ def from_model(args: Args, prompts: list[str]) -> tuple[list[Image.Image], dict[
     """Pictures by the torch pipeline, and the settings that made them."""
     from tqdm import tqdm
 
-    from ..pipeline import Pipeline
+    from ..export.foreign import opened
 
-    pipe = Pipeline.from_pretrained(args.model, args.decoder).to(choose(args.device), precision(args.dtype))
+    pipe = opened(args.model, args.decoder).to(choose(args.device), precision(args.dtype))
     schedule = pipe.settings(args.steps, args.guidance)
     steps, batch = len(schedule.levels()) - 1, 16
     total = -(-len(prompts) * args.num_images // batch) * steps

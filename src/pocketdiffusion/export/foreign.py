@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .. import store
 from ..diffusion.flow import expand
 from ..disk import replacing
-from ..pipeline import Decoder, Pipeline, Schedule, find, matched
+from ..pipeline import Decoder, Pipeline, Schedule, find, fitting, matched
 from ..teachers import autoencoders, encoders
 from ..teachers import pipeline as foreign
 from ..teachers.convert import Discrete, Network
@@ -33,8 +33,9 @@ from ..types import Cond
 class ForeignPipeline(Pipeline):
     """``kind``: its class in diffusers, or foreign.STUDENT."""
 
-    def __init__(self, parts: foreign.Parts):
-        super().__init__(parts.transformer, parts.text_encoder, parts.vae, Schedule(**parts.schedule))
+    def __init__(self, parts: foreign.Parts, decoder: nn.Module | None = None):
+        schedule = Schedule(**parts.schedule)
+        super().__init__(parts.transformer, parts.text_encoder, parts.vae, schedule, decoder)
         self.kind = parts.kind
 
     @property
@@ -57,14 +58,16 @@ class ForeignPipeline(Pipeline):
 
 
 def opened(model: str | Path, decoder: str | Path | None = None) -> Pipeline:
-    """A pipeline by name or folder, ours or one of diffusers."""
+    """A pipeline by name or folder, ours or one of diffusers. ``decoder``: a folder with another one."""
     folder = find(model)
     if not foreign.is_foreign(folder):
         return Pipeline.from_pretrained(folder, decoder)
-    if decoder:
-        raise ValueError(f"--decoder {decoder}: {model} is a pipeline of diffusers, which keeps its own")
     made = student(folder) if foreign.kind_of(folder) == foreign.STUDENT else foreign.load(folder)
-    return ForeignPipeline(made)
+    if not decoder:
+        return ForeignPipeline(made)
+    other = store.load(Path(decoder))
+    fitting(decoder, other, made.vae)
+    return ForeignPipeline(made, other)
 
 
 def student(folder: Path) -> foreign.Parts:
