@@ -108,8 +108,10 @@ def test_batch_independence(module, cls, config):
 @each("module, cls, config", SMOKE)
 def test_gradient_reaches_every_parameter(module, cls, config):
     model = build(cls, config, noise=True)
-    loss = sum((x * torch.randn_like(x)).sum() for x in floats(model(*model.example(2))))
-    loss.backward()
+    # of a supernet, every width
+    networks = [model.at(name) for name in model.config.names] if hasattr(model, "at") else [model]
+    for network in networks:
+        sum((x * torch.randn_like(x)).sum() for x in floats(network(*model.example(2)))).backward()
     dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not dead
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 KINDS: dict[str, tuple[str, str]] = {
     "DiT": ("models.dit", "diffusion_pytorch_model"),
     "UNet": ("models.unet", "diffusion_pytorch_model"),
+    "ElasticDiT": ("models.elastic_dit", "diffusion_pytorch_model"),
+    "Supernet": ("models.supernet", "diffusion_pytorch_model"),
     "AutoencoderKL": ("autoencoders.kl", "diffusion_pytorch_model"),
     "H3AE": ("autoencoders.h3ae", "diffusion_pytorch_model"),
     "TinyDecoder": ("autoencoders.tiny", "diffusion_pytorch_model"),

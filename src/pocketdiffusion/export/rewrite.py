@@ -7,6 +7,7 @@
                      cannot run the expand that repeats key-value heads
     SplitAttention   rotary pairs (i, i + d/2) in place of (2i, 2i + 1), by permuting the rows of W_q and W_k:
                      two slices and one concatenation in place of 5-D tensors
+    split_global_local   the same of GlobalLocal, whose compressed keys are permuted too
     Summed...Norm    means by a product with a constant column, eps as its bias: XNNPACK takes no mean over
                      the last axis
     FlatGroupNorm    means over (2, 3) of a 4-D tensor: GroupNorm itself is delegated nowhere
@@ -22,14 +23,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..nn.attention.full import Attention, Core
+from ..nn.attention.global_local import GlobalLocal
 from ..nn.mlp import GEGLU, MLP
-from ..nn.norm import LayerNorm, RMSNorm
+from ..nn.norm import LayerNorm, RMSNorm, affine
 
 Rules = Mapping[type[nn.Module], Callable[[nn.Module], nn.Module]]
 
@@ -54,6 +57,25 @@ class FoldedCore(nn.Module):
         return y.reshape(shape) if group > 1 else y
 
 
+def permute(module: nn.Module, index: Tensor, of: tuple[str, ...] = ("weight", "bias")) -> None:
+    """Reorder the first dimension of a layer's parameters."""
+    for name in of:
+        value = getattr(module, name, None)
+        if value is not None:
+            setattr(module, name, nn.Parameter(value.detach()[index], requires_grad=False))
+
+
+def split(attention: Attention) -> Tensor:
+    """Permute queries and keys in place, so that rotary pairs lie half a head apart; the order of a head."""
+    d = attention.head_dim
+    order = torch.cat([torch.arange(0, d, 2), torch.arange(1, d, 2)])
+    for linear, heads in ((attention.q, attention.heads), (attention.k, attention.kv_heads)):
+        permute(linear, (torch.arange(heads)[:, None] * d + order).flatten())
+    permute(attention.norm_q, order)
+    permute(attention.norm_k, order)
+    return order
+
+
 class SplitAttention(nn.Module):
     """``Attention`` whose rotary pairs lie half a head apart."""
 
@@ -62,17 +84,8 @@ class SplitAttention(nn.Module):
         assert isinstance(attention, Attention)
         given = deepcopy(attention)
         self.heads, self.kv_heads, self.head_dim = given.heads, given.kv_heads, given.head_dim
-        d = self.head_dim
-        order = torch.cat([torch.arange(0, d, 2), torch.arange(1, d, 2)])
+        split(given)
         self.q, self.k, self.v, self.out = given.q, given.k, given.v, given.out
-        for linear, heads in ((self.q, self.heads), (self.k, self.kv_heads)):
-            rows = (torch.arange(heads)[:, None] * d + order).flatten()
-            linear.weight = nn.Parameter(linear.weight.detach()[rows], requires_grad=False)
-            if linear.bias is not None:
-                linear.bias = nn.Parameter(linear.bias.detach()[rows], requires_grad=False)
-        for norm in (given.norm_q, given.norm_k):
-            if isinstance(norm, RMSNorm) and norm.weight is not None:
-                norm.weight = nn.Parameter(norm.weight.detach()[order], requires_grad=False)
         self.norm_q, self.norm_k, self.core = given.norm_q, given.norm_k, given.core
 
     def forward(
@@ -87,6 +100,18 @@ class SplitAttention(nn.Module):
             q, k = rotate(q, rope), rotate(k, rope)
         y = self.core(q, k, v, None if mask is None else mask[:, None, None])
         return self.out(y.transpose(1, 2).reshape(b, n, self.heads * d))
+
+
+def split_global_local(attention: nn.Module) -> nn.Module:
+    """``GlobalLocal`` whose rotary pairs lie half a head apart."""
+    given: Any = deepcopy(attention)
+    order = split(given)
+    if given.see != "local":
+        conv = given.compress_k
+        permute(conv, order)
+        conv.weight = nn.Parameter(conv.weight[:, order], requires_grad=False)
+    given.rotate = rotate
+    return given
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
@@ -127,7 +152,7 @@ class SummedLayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x - F.linear(x, self.column)
         y = x * torch.rsqrt(F.linear(x * x, self.column, self.eps))
-        return y if self.weight is None or self.bias is None else y * self.weight + self.bias
+        return affine(y, self.weight, self.bias)
 
 
 class FlatGroupNorm(nn.Module):
@@ -192,7 +217,7 @@ def gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x))
 
 
-ATTENTION: Rules = {Attention: SplitAttention, Core: FoldedCore}
+ATTENTION: Rules = {Attention: SplitAttention, GlobalLocal: split_global_local, Core: FoldedCore}
 NORMS: Rules = {RMSNorm: SummedRMSNorm, LayerNorm: SummedLayerNorm, nn.GroupNorm: FlatGroupNorm}
 TIME: Rules = {nn.Conv3d: FlatConv3d}
 GELU: Rules = {MLP: SigmoidMLP, GEGLU: SigmoidGEGLU}

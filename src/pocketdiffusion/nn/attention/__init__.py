@@ -3,6 +3,7 @@
 Heads lie in dimension 1: q (B, H, N, d), k and v (B, K, M, d) with K dividing H. Masks are boolean, True =
 seen.
 
-    causal.py  Block-causal attention in clips: a token sees its own frame and those before it.
-    full.py    Softmax attention over all tokens: MHA, GQA and MQA, QK-norm, RoPE, self and cross.
+    causal.py        Block-causal attention in clips: a token sees its own frame and those before it.
+    full.py          Softmax attention over all tokens: MHA, GQA and MQA, QK-norm, RoPE, self and cross.
+    global_local.py  Adaptive sparse self-attention (ASSA): coarse keys from everywhere, fine ones from nearby, gated.
 """
