@@ -171,6 +171,18 @@ class Supernet(nn.Module):
         made.load_state_dict(weights)
         return made.to(next(self.parameters()).device).train(self.training)
 
+    def shared_grads(self, width: str) -> list[Tensor]:
+        """Copies of the gradients that reached what ``width`` shares with the full network."""
+        parts = self.cuts.get(width) or {n: [] for n, _ in self.full.named_parameters()}
+        found = {n: self.full.get_parameter(n).grad for n in parts if not private(n)}
+        shapes = {n: self.shapes[width].get_parameter(n) for n in found}
+        return [
+            torch.zeros(shapes[n].shape, device=self.full.get_parameter(n).device)
+            if grad is None
+            else cut(grad, parts[n]).clone()
+            for n, grad in found.items()
+        ]
+
     def extras(self, width: str) -> dict[str, nn.Parameter]:
         """What one width has for itself: norms, modulation, LoRA. Of the full one: LoRA alone."""
         groups = {"own": self.own, "lora_a": self.lora_a, "lora_b": self.lora_b}
