@@ -113,6 +113,15 @@ def matched(folder: Path, parts: dict[str, Any], tokens: int) -> None:
         raise ValueError(f"{folder}: the tokenizer has {tokens} tokens, the text encoder {text.vocab}")
 
 
+def narrowed(source: Any, network: Any, width: str | None) -> Any:
+    """One width of a supernet as a plain model; any other network as it is."""
+    if hasattr(network, "extract"):
+        return network.extract(width or network.config.names[-1])
+    if width is not None:
+        raise ValueError(f"{source}: a {type(network).__name__} has one width, there is no {width!r}")
+    return network
+
+
 def fitting(source: Any, decoder: Any, vae: Any) -> None:
     """Whether ``decoder`` reads the latents of ``vae``; by sizes alone where it does not say whose."""
     for name, least in (("channels", None), ("factor", None), ("time_factor", 1)):
@@ -184,8 +193,13 @@ class Pipeline:
         return self
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, decoder: str | Path | None = None) -> Pipeline:
-        """A shipped pipeline by name, or a folder in the diffusers layout. ``decoder``: another one's."""
+    def from_pretrained(
+        cls, name: str | Path, decoder: str | Path | None = None, width: str | None = None
+    ) -> Pipeline:
+        """A shipped pipeline by name, or a folder in the diffusers layout.
+
+        ``decoder``: a folder with another one. ``width``: of an elastic model, by name; None: the full one.
+        """
         folder = find(name)
         if not (folder / "model_index.json").exists():
             raise ValueError(f"{name}: a network by itself, expected a pipeline (with model_index.json)")
@@ -200,6 +214,7 @@ class Pipeline:
         for c in there:
             if index[c][-1] != type(parts[c]).__name__:
                 raise ValueError(f"{folder / c}: holds a {type(parts[c]).__name__}, expected {index[c][-1]}")
+        parts["transformer"] = narrowed(name, parts["transformer"], width)
         if decoder:
             parts["decoder"] = store.load(Path(decoder))
             fitting(decoder, parts["decoder"], parts["vae"])

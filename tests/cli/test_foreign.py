@@ -133,7 +133,7 @@ def test_a_bundle_reads_prompts_as_the_encoders_do(folders, family, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:prompt cut")
 def test_generate_draws_with_them_and_takes_another_decoder(folders, tmp_path, capsys):
-    """What the command writes is what the sampler makes of the parts; a decoder of other latents is refused."""
+    """What is written is what the sampler makes of the parts; a decoder of other latents is refused."""
     folder, pipe = folders("sd3"), foreign.opened(folders("sd3"))
     argv = ["generate", "two stars", "--model", folder, "--steps", "2", "--device", "cpu", "-o"]
     says(capsys, [*argv, tmp_path / "a.png"])

@@ -83,7 +83,7 @@ def test_nothing_moves_where_critic_and_teacher_agree():
 
 
 def test_the_gradient_is_that_of_the_scores():
-    """At a known x_tau: g = tau (s_r - s_f) tau / (1 - tau), up to the normaliser; s of a Gaussian is known."""
+    """At a known x_tau, up to the normaliser: tau^2 / (1 - tau) (s_f - s_r), known of a Gaussian."""
     tau, x0 = torch.full((4,), 0.6), torch.randn(4, 1, 2, 2)
     x = 0.4 * x0 + 0.6 * torch.randn(4, 1, 2, 2)
     cond = NONE.expand(4)

@@ -23,6 +23,8 @@ from ..device import choose, precision
 class Args:
     model: str = "scenes"
     """A shipped pipeline's name or a folder, of diffusers too."""
+    width: str | None = None
+    """Of an elastic model: one of its widths by name; default: the full one."""
     bundle: tuple[Path, ...] = ()
     """Exported folders (pocket export) to compare with the model."""
     batch: int = 1
@@ -199,7 +201,7 @@ def main(args: Args) -> None:
     from ..export.foreign import opened
 
     # bundles run on the CPU, and are compared with the model there
-    pipe = opened(args.model).to(choose("cpu" if args.bundle else args.device))
+    pipe = opened(args.model, width=args.width).to(choose("cpu" if args.bundle else args.device))
     found = bundle_rows(pipe, args) if args.bundle else rows(pipe, args)
     print((markdown if args.markdown else text)(found))
     if args.out:

@@ -3,6 +3,7 @@
     pocket costs scenes --runtime onnx -o out/costs.json
     pocket costs DiT:scenes --batch 2              # a preset with random weights: as fast as trained ones
     pocket costs scenes --component vae --names "decoder.*"
+    pocket costs elastic -o out/widths.json        # every width of an elastic model, for generate --step-ms
     pocket costs scenes --export out/blocks        # ONNX files to measure elsewhere, and blocks.json
     pocket costs --take out/blocks --device "iPhone 16, onnxruntime" -o out/phone.json
 
@@ -35,6 +36,8 @@ class Args:
     """A shipped pipeline's name, a folder of a pipeline or of one network, or CLASS:PRESET."""
     component: str = "transformer"
     """Which network of a pipeline: transformer, text_encoder or vae."""
+    width: str | None = None
+    """Of an elastic model: one of its widths by name; default: all of them."""
     names: tuple[str, ...] = ()
     """Submodules to measure, * for one part of a dotted name; default: the model, its BLOCKS and BRANCHES."""
     runtime: str = "eager"
@@ -102,6 +105,18 @@ def network(args: Args, device: Any) -> Any:
     return made.to(device).eval().requires_grad_(False)
 
 
+def widths(model: Any, args: Args) -> list[Any]:
+    """Of an elastic model every width, or the one that is named; of any other the model itself."""
+    if not hasattr(model, "extract"):
+        if args.width:
+            raise ValueError(f"{args.model}: a {type(model).__name__} has one width, not {args.width!r}")
+        return [model]
+    names = model.config.names if args.width is None else (args.width,)
+    if args.export and args.width is None:
+        raise ValueError(f"--export: name one of {args.model}'s widths (--width {names[0]})")
+    return [model.extract(name).eval().requires_grad_(False) for name in names]
+
+
 def onnxruntime(args: Args) -> Runtime:
     import tempfile
 
@@ -163,7 +178,10 @@ def main(args: Args) -> None:
     check(args)
     from ..bench.costs import eager, fill, rows
     from ..bench.table import text
-    from ..compress.costs import taken
+    from ..compress.costs import Costs, merged, taken
+
+    def said(what: str) -> None:
+        print(f"measuring {what}", flush=True)
 
     if args.take:
         assert args.out
@@ -171,12 +189,15 @@ def main(args: Args) -> None:
     else:
         onnx = bool(args.export) or args.runtime == "onnx"
         device = choose("cpu" if onnx else args.device)
-        model = network(args, device)
-        inputs = model.example(args.batch, device)
+        models = widths(network(args, device), args)
         if args.export:
-            return export(model, inputs, args)
+            return export(models[0], models[0].example(args.batch, device), args)
         runtime = onnxruntime(args) if onnx else eager(device, args.precision, args.threads, args.runs)
-        table = fill(model, inputs, runtime, args.names, lambda what: print(f"measuring {what}", flush=True))
+
+        def measured(model: Any) -> Costs:
+            return fill(model, model.example(args.batch, device), runtime, args.names, said)
+
+        table = merged([measured(model) for model in models])
     print(text(rows(table)))
     print("on " + " | ".join(table.devices))
     if args.out:

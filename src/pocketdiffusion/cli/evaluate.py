@@ -32,6 +32,8 @@ class Args:
     """A shipped pipeline's name or a folder."""
     decoder: Path | None = None
     """A folder with another decoder of the same latents (pocket train tiny_decoder)."""
+    width: str | None = None
+    """Of an elastic model: one of its widths by name; default: the full one."""
     bundle: Path | None = None
     """An exported folder (pocket export) to score in place of the model."""
     per_prompt: int = 4
@@ -163,7 +165,8 @@ def main(args: Args) -> None:
     from ..runtime.manifest import read
     from ..store import config_of
 
-    pipe = Pipeline.from_pretrained(args.model, args.decoder).to(choose(args.device), precision(args.dtype))
+    pipe = Pipeline.from_pretrained(args.model, args.decoder, args.width)
+    pipe.to(choose(args.device), precision(args.dtype))
     if args.bundle:
         pipe.schedule = config_of(Schedule, read(args.bundle).schedule, args.bundle)
     if args.judge:

@@ -36,6 +36,8 @@ class Args:
     """A shipped pipeline's name or a folder, of diffusers too."""
     decoder: Path | None = None
     """A folder with another decoder of the same latents (pocket train tiny_decoder)."""
+    width: str | None = None
+    """Of an elastic model: one of its widths by name; default: the full one."""
     target: str = "onnx"
     """Which runtime: onnx, executorch, coreml or web."""
     precision: str = "fp32"
@@ -129,8 +131,8 @@ def autoencoder(args: Args) -> None:
     from ..export.streams import export, programs
     from .autoencoder import network_of
 
-    if args.plan or args.size_mb or args.decoder:
-        raise ValueError(f"{args.model}: --plan, --size-mb and --decoder are for pipelines")
+    if args.plan or args.size_mb or args.decoder or args.width:
+        raise ValueError(f"{args.model}: --plan, --size-mb, --decoder and --width are for pipelines")
     if args.webgpu or args.target == "web" or args.components != Args.components:
         raise ValueError(f"{args.model}: --target web, --webgpu and --components are for pipelines")
     network = network_of(args.model)
@@ -163,7 +165,7 @@ def main(args: Args) -> None:
     from ..export.foreign import opened
     from ..export.program import programs
 
-    pipe = opened(args.model, args.decoder)
+    pipe = opened(args.model, args.decoder, args.width)
     chosen = [name for name in Args.components if name in args.components]
     every = programs(pipe, args.size)
     made = {name: every[name] for name in chosen}
@@ -182,8 +184,9 @@ def main(args: Args) -> None:
         print(text(bits_table(made[name].module, plan)))
     assert args.out is not None
     runtimes = ("wasm", "webgpu") if args.webgpu else ("wasm",)
+    source = f"{args.model} ({args.width})" if args.width else args.model
     choice = Choice(args.target, args.precision, args.size, plans, tuple(chosen), runtimes)
-    report = export(pipe, args.out, choice, args.model, lambda what: print(what, flush=True))
+    report = export(pipe, args.out, choice, source, lambda what: print(what, flush=True))
     print(text(table(report)))
     agree = f"; pictures agree to {median(report.psnr):.1f} dB (median)" if report.psnr else ""
     print(f"{args.out}: {short(report.bytes, 'B')}{agree}")

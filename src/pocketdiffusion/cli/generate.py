@@ -53,6 +53,12 @@ class Args:
     """A shipped pipeline's name or a folder, ours or one of diffusers."""
     decoder: Path | None = None
     """A folder with another decoder of the same latents (pocket train tiny_decoder)."""
+    width: str | None = None
+    """Of an elastic model: one of its widths by name; default: the full one."""
+    step_ms: float | None = None
+    """Of an elastic model: the widest that takes at most this long per call, by the table --costs."""
+    costs: Path | None = None
+    """A table of `pocket costs MODEL -o FILE`, made on the device that will run it."""
     bundle: Path | None = None
     """An exported folder (pocket export), run in place of the model by its own runtime."""
     sequential: bool = False
@@ -99,6 +105,12 @@ def check(args: Args) -> list[str]:
         raise ValueError(f"--num-images {args.num_images}: expected 1 or more")
     if args.scale < 1:
         raise ValueError(f"--scale {args.scale}: expected 1 or more")
+    if (args.step_ms is None) != (args.costs is None):
+        raise ValueError("--step-ms and --costs FILE choose a width together: give both or none")
+    if args.step_ms is not None and args.width is not None:
+        raise ValueError("--width and --step-ms both choose a width: give one of them")
+    if args.bundle and (args.width or args.costs or args.decoder):
+        raise ValueError(f"--bundle {args.bundle}: was exported with its own width and decoder")
     if args.out.suffix.lower() not in ("", ".png"):
         raise ValueError(f"-o {args.out}: expected NAME.png, or a folder without a suffix")
     if args.grid and not args.out.suffix:
@@ -114,13 +126,31 @@ def check(args: Args) -> list[str]:
     return read_prompts(args.prompts)
 
 
+def width_of(args: Args) -> str | None:
+    """The one that is named, or the widest that is fast enough."""
+    if args.costs is None or args.step_ms is None:
+        return args.width
+    from .. import store
+    from ..compress.costs import Costs
+    from ..compress.width import widest
+    from ..pipeline import find
+
+    network = store.load(find(args.model) / "transformer")
+    if not hasattr(network, "shapes"):
+        raise ValueError(f"{args.model}: a {type(network).__name__} has one width, --step-ms has no choice")
+    name, found = widest(network.shapes, Costs.load(args.costs), args.step_ms)
+    print(f"width {name}: " + ", ".join(f"{n} {ms:.3g} ms" for n, ms in found.items()))
+    return name
+
+
 def from_model(args: Args, prompts: list[str]) -> tuple[list[Image.Image], dict[str, Any]]:
     """Pictures by the torch pipeline, and the settings that made them."""
     from tqdm import tqdm
 
     from ..export.foreign import opened
 
-    pipe = opened(args.model, args.decoder).to(choose(args.device), precision(args.dtype))
+    width = width_of(args)
+    pipe = opened(args.model, args.decoder, width).to(choose(args.device), precision(args.dtype))
     schedule = pipe.settings(args.steps, args.guidance)
     steps, batch = len(schedule.levels()) - 1, 16
     total = -(-len(prompts) * args.num_images // batch) * steps
@@ -136,7 +166,8 @@ def from_model(args: Args, prompts: list[str]) -> tuple[list[Image.Image], dict[
             batch=batch,
             callback=lambda step: bar.update(),
         )
-    return pictures, {"steps": steps, "guidance": schedule.guidance, "model": args.model}
+    used = {"steps": steps, "guidance": schedule.guidance, "model": args.model}
+    return pictures, used | ({"width": width} if width else {})
 
 
 def bundle_of(folder: Path, threads: int | None = None, sequential: bool = False) -> Bundle:

@@ -57,11 +57,16 @@ class ForeignPipeline(Pipeline):
         return x.to(self.device), torch.full((batch,), 0.6, device=self.device), cond
 
 
-def opened(model: str | Path, decoder: str | Path | None = None) -> Pipeline:
-    """A pipeline by name or folder, ours or one of diffusers. ``decoder``: a folder with another one."""
+def opened(model: str | Path, decoder: str | Path | None = None, width: str | None = None) -> Pipeline:
+    """A pipeline by name or folder, ours or one of diffusers.
+
+    ``decoder``: a folder with another one. ``width``: of an elastic model, by name.
+    """
     folder = find(model)
     if not foreign.is_foreign(folder):
-        return Pipeline.from_pretrained(folder, decoder)
+        return Pipeline.from_pretrained(folder, decoder, width)
+    if width is not None:
+        raise ValueError(f"{model}: a pipeline of diffusers has one width, there is no {width!r}")
     made = student(folder) if foreign.kind_of(folder) == foreign.STUDENT else foreign.load(folder)
     if not decoder:
         return ForeignPipeline(made)

@@ -15,7 +15,7 @@ it. The docstring of each file has the equations in the letters of the code.
     flow_matching.py   Flow matching: learns the velocity of the straight path from data to noise.
     velocity.py        Velocity matching: a changed copy of a denoiser learns to predict as the original does.
     kd.py              Knowledge distillation across architectures: by data, a teacher's output, its features.
-    elastic.py         Elastic training: several widths of one network at once, the small ones told by the full one.
+    elastic.py         Elastic training: several widths of one network at once, told by the full one.
     dmd.py             Distribution matching (DMD2, K-DMD): few steps, by the difference of two scores.
     scaling.py         Timestep-aware scaling: a teacher's losses at the size of the data's, weighed by time.
     trajectory.py      Trajectory distillation: a few long steps in place of a teacher's many short ones.

@@ -6,23 +6,25 @@
     y_r   = x_tau - tau v_T(x_tau, tau, c),   y_f = x_tau - tau v_C(x_tau, tau, c)
     g     = (y_f - y_r) / mean |sg[y] - y_r|,  per sample
 
-    student   1/2 || y - sg[y - g] ||^2  + || v - v_F(x, t, c) ||^2 + || phi(f) - f_F ||^2  (+ w_G softplus(-D(x_tau)))
-    critic    || v_C(x_tau, tau, c) - (e - sg[y]) ||^2      (+ w_D (softplus(D(fake)) + softplus(-D(real))))
+    student   1/2 || y - sg[y - g] ||^2 + || v - v_F(x, t, c) ||^2 + || phi(f) - f_F ||^2
+    critic    || v_C(x_tau, tau, c) - (e - sg[y]) ||^2
+    and, with heads D, w_G softplus(-D(x_tau)) and w_D (softplus(D(fake)) + softplus(-D(real)))
 
 v_T: the teacher, its guidance inside. v_C: the critic, a copy of the student's start that follows what the
-student draws. v_F, f_F: a teacher of few steps and its features (K-DMD), at the student's own x and t; without
-one this is DMD2. D: heads on the critic's features, as DMD2 may have them. The critic learns every step, the
-student every n-th, with draws of their own.
+student draws. v_F, f_F: a teacher of few steps and its features (K-DMD), at the student's own x and t;
+without one this is DMD2. D reads the critic's features, as DMD2 may have it. The critic learns every step,
+the student every n-th, with draws of their own.
 
-Sources: DMD2 (Yin et al. 2024, arXiv 2405.14867), its loss and backward simulation, in the form of velocities;
-K-DMD and its unit weights, SnapGen++ (arXiv 2601.08303), eq. 9 and 10. That one k serves a whole batch, and that
-student and critic draw apart, is ours.
+Sources: DMD2 (Yin et al. 2024, arXiv 2405.14867), its loss and backward simulation, in the form of
+velocities; K-DMD and its unit weights, SnapGen++ (arXiv 2601.08303), eq. 9 and 10. That one k serves a whole
+batch, and that student and critic draw apart, is ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -78,11 +80,11 @@ def direction(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
 
 
 class DMD:
-    """``embed(batch) -> x0, cond`` of student and critic, ``embed_teacher`` of the teacher; x0 is Gan's alone.
+    """``embed(batch) -> x0, cond`` of student and critic, ``embed_teacher`` of the teacher; x0 for D alone.
 
-    ``teacher``: guided already, by diffusion.guidance.cfg. ``parameters``: of the student, ``critics``: of the
-    critic. ``levels``: s_0 to s_(K-1), without the final 0; ``shift``: of tau. ``sampler``: the rule by which the
-    student will sample, euler or renoise.
+    ``teacher``: guided already, by diffusion.guidance.cfg. ``parameters``: of the student, ``critics``: of
+    the critic. ``levels``: s_0 to s_(K-1), without the final 0; ``shift``: of tau. ``sampler``: the rule by
+    which the student will sample, euler or renoise.
     """
 
     def __init__(
@@ -128,7 +130,7 @@ class DMD:
             return self.student(x, t, cond)[0]
 
         with torch.no_grad():
-            for t, s in zip(levels[:k], levels[1 : k + 1]):
+            for t, s in pairwise(levels[: k + 1]):
                 x, _ = self.sampler(plain, x, t.expand(len(x)), s.expand(len(x)), cond, torch.randn_like(x))
         t = levels[k].expand(len(x))
         with torch.set_grad_enabled(grad):

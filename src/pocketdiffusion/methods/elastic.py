@@ -1,4 +1,4 @@
-"""Elastic training: several widths of one network at once, the small ones told by the full one.
+"""Elastic training: several widths of one network at once, told by the full one.
 
     full    L_full = || v_full(x_t, t, c) - (e - x0) ||^2
     sub     a_w (|| v_w(x_t, t, c) - (e - x0) ||^2 + lambda || v_w(x_t, t, c) - sg[v_full(x_t, t, c)] ||^2)
@@ -64,7 +64,10 @@ class Point:
 
 
 class Elastic:
-    """``widths``: all names, the full one last. ``embed(batch) -> x0, cond``; ``parameters``: all that trains."""
+    """``widths``: all names, the full one last. ``embed(batch) -> x0, cond``; ``parameters``: what trains.
+
+    ``subs``: how many of the smaller ones are drawn per step; ``limits``: of a_w.
+    """
 
     def __init__(
         self,

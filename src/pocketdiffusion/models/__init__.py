@@ -6,7 +6,7 @@ its branches (``BRANCHES``), its removable blocks (``BLOCKS``) and its weight ax
 themselves.
 
     dit.py           DiT: a text-conditioned diffusion transformer for pictures, PixArt style.
-    elastic_dit.py   ElasticDiT: a three-stage diffusion transformer with sparse attention, whose widths are nested.
+    elastic_dit.py   ElasticDiT: a three-stage diffusion transformer with sparse attention and nested widths.
     supernet.py      Supernet: several widths of one ElasticDiT in one set of weights.
     unet.py          UNet: SnapGen's denoiser, a thin SDXL U-Net with separable convolutions.
     unet_config.py   Config and presets of the U-Net, the order of its parts, SnapGen's ablation as presets.

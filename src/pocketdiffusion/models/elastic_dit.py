@@ -1,4 +1,4 @@
-"""ElasticDiT: a three-stage diffusion transformer with sparse attention, whose widths are nested.
+"""ElasticDiT: a three-stage diffusion transformer with sparse attention and nested widths.
 
 Tokens pass Down at their own number, Middle merged 2 x 2, and Up again at their own number, where what Down
 made is added. Down and Up attend by ASSA (nn/attention/global_local.py), Middle to everything. Blocks are
@@ -9,8 +9,9 @@ smaller network (models/supernet.py); keys and values of the text keep their wid
     x (B, C, H, W), t (B,), cond.tokens (B, N, text) -> v (B, C, H, W)
 
 Source: SnapGen++ (arXiv 2601.08303). Its depths, heads and widths are not printed: ``tiny``, ``small`` and
-``full`` are our reconstruction, 0.26, 0.43 and 1.59 B parameters where the paper rounds to 0.3, 0.4 and 1.6 B;
-its one precise number, 429 M on ImageNet, is missed by 7 %. ``ladder_a`` to ``_d`` follow its ablation.
+``full`` are our reconstruction, 0.26, 0.43 and 1.59 B parameters where the paper rounds to 0.3, 0.4 and
+1.6 B; its one precise number, 429 M on ImageNet, is missed by 7 %. ``ladder_a`` to ``_d`` follow its
+ablation.
 """
 
 from __future__ import annotations
@@ -357,7 +358,8 @@ class ElasticDiT(nn.Module):
 
     def centre(self, y: Tensor, ctx: Ctx) -> Tensor:
         """Middle: (B, N / 4, D) -> the same."""
-        kept, middle = [], self.config.middle
+        kept: list[Tensor] = []
+        middle = self.config.middle
         first = len(middle) - self.config.fused
         for i, number in enumerate(middle):
             if i >= first:

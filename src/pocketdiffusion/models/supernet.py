@@ -15,7 +15,7 @@ modulation; that the leading part is taken, that heads stay whole and one LoRA p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatch
 from typing import Any
@@ -146,7 +146,7 @@ class Supernet(nn.Module):
         """A parameter of the full network as a smaller width has it at first."""
         return cut(self.full.get_parameter(name).detach(), self.cuts[width][name])
 
-    def weights(self, width: str) -> Mapping[str, Tensor]:
+    def weights(self, width: str) -> dict[str, Tensor]:
         """All parameters of one width, by name; gradients reach the shared ones, its own and its LoRA."""
         found: dict[str, Tensor] = dict(self.full.named_parameters())
         for name, places in self.cuts.get(width, {}).items():

@@ -76,8 +76,8 @@ class Attention(nn.Module):
         self.k = nn.Linear(source or dim, kv_heads * head_dim, bias=bias)
         self.v = nn.Linear(source or dim, kv_heads * head_dim, bias=bias)
         self.out = nn.Linear(heads * head_dim, dim, bias=bias or out_bias)
-        self.norm_q = RMSNorm(head_dim) if qk_norm else nn.Identity()
-        self.norm_k = RMSNorm(head_dim) if qk_norm else nn.Identity()
+        self.norm_q: nn.Module = RMSNorm(head_dim) if qk_norm else nn.Identity()
+        self.norm_k: nn.Module = RMSNorm(head_dim) if qk_norm else nn.Identity()
         self.core = Core()
 
     def forward(

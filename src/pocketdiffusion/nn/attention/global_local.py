@@ -1,15 +1,15 @@
-"""Adaptive sparse self-attention (ASSA): coarse keys from everywhere, fine ones from nearby, gated.
+"""Sparse self-attention (ASSA): coarse keys from everywhere, fine ones from nearby, gated.
 
     q, k, v = norm_q(W_q x), norm_k(W_k x), norm_v(W_v x)           q and k with RoPE
     global   softmax(q k_c^T / sqrt(d)) v_c        k_c, v_c = 2 x 2 convolutions of stride 2 over the grid
-    local    softmax(q_b [k]_N(b)^T / sqrt(d)) [v]_N(b)             tokens in blocks of rows, N(b) = b - r .. b + r
+    local    softmax(q_b [k]_N(b)^T / sqrt(d)) [v]_N(b)      tokens in blocks of rows, N(b) = b - r .. b + r
     y        W_o (g * global + (1 - g) * local)    g = sigmoid(W_g x + b_g), one per token and query head
 
-Source: SnapGen++ (arXiv 2601.08303), eq. 1 to 3: 16 blocks of 4 rows each and r = 1 on 64 x 64 tokens, which is
-43 % of full attention's multiply-accumulates. Ours: a block keeps its four rows whatever the grid, so that
-pictures of any size go through; the convolutions are shared by the heads and begin as an average; the gate
-begins at one half. Keys are rotated before they are compressed, as the paper's figure draws it, or after, at the
-centres of their cells.
+Source: SnapGen++ (arXiv 2601.08303), adaptive sparse self-attention, eq. 1 to 3: 16 blocks of 4 rows each and
+r = 1 on 64 x 64 tokens, which is 43 % of full attention's multiply-accumulates. Ours: a block keeps its four
+rows whatever the grid, so that pictures of any size go through; the convolutions are shared by the heads and
+begin as an average; the gate begins at one half. Keys are rotated before they are compressed, as the paper's
+figure draws it, or after, at the centres of their cells.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from ..rope import angles, grid, rotate
 from .full import Attention, Core
-
 
 # (dim, affine) -> a norm over the last dimension
 NormOf = Callable[[int, bool], nn.Module]
@@ -125,9 +124,9 @@ class Compress(nn.Conv2d):
 class GlobalLocal(Attention):
     """forward(x (B, H W, D), Grid) -> (B, H W, D).
 
-    ``rows``: of a block; ``radius``: blocks seen to either side; ``compress_first``: keys are compressed, then
-    normed and rotated. ``norm``: what makes the norms of q, k and v. ``see``: "both" branches, or one of them
-    alone, "global" or "local", to compare with.
+    ``rows``: of a block; ``radius``: blocks seen to either side; ``compress_first``: keys are compressed,
+    then normed and rotated. ``norm``: what makes the norms of q, k and v. ``see``: "both" branches, or one of
+    them alone, "global" or "local", to compare with.
     """
 
     rotate = staticmethod(rotate)  # exporters have their own
