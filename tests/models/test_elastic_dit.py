@@ -7,7 +7,8 @@ import torch
 
 from pocketdiffusion.bench.cost import cost
 from pocketdiffusion.models import elastic_dit
-from pocketdiffusion.models.elastic_dit import PRESETS, ElasticDiT, Fuse, Merge, Unmerge, count
+from pocketdiffusion.models.elastic_dit import PRESETS, ElasticDiT, count
+from pocketdiffusion.nn.merge import Fuse, Merge, Unmerge
 from pocketdiffusion.types import Cond
 
 SMOKE = PRESETS["smoke"]

@@ -47,7 +47,7 @@ SNAPGEN = Config()
 PRESETS: dict[str, Config] = {
     "smoke": Config(4, (8, 16, 16), (1, 1, 1), groups=8, latent=8),
     "smoke_clips": Config(8, (8, 16, 16), (1, 1, 1), double=(0, 1), groups=8, latent=4),
-    "scenes": Config(4, (16, 32, 64), (1, 2, 2), groups=8),
+    "scenes": Config(4, (24, 48, 96), (1, 2, 3), groups=8),
     "scenes_clips": Config(16, (16, 24, 32, 64), (1, 1, 2, 2), double=(1, 2), groups=8),
     "snapgen": SNAPGEN,
     "snapgen_wide": replace(SNAPGEN, widths=(64, 128, 256, 320), blocks=(1, 2, 2, 4)),

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..nn.attention.full import Attention
 from ..nn.attention.global_local import GlobalLocal, Grid, raster
+from ..nn.merge import Fuse, Merge, Unmerge
 from ..nn.mlp import MLP
 from ..nn.modulation import SharedModulation, Table, modulate
 from ..nn.norm import LayerNorm, RMSNorm
@@ -196,52 +197,6 @@ class Block(nn.Module):
         x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), place)
         x = x + self.cross(x, None, ctx.text, ctx.mask)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
-
-
-class Merge(nn.Linear):
-    """(B, h w, D) -> (B, h/2 w/2, D) by cells of 2 x 2; begins as their mean."""
-
-    def __init__(self, dim: int):
-        super().__init__(4 * dim, dim)
-
-    def reset_parameters(self) -> None:
-        with torch.no_grad():
-            self.weight.copy_(torch.eye(self.out_features).repeat(1, 4) / 4)
-            nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor, h: int, w: int) -> Tensor:  # type: ignore[override]
-        cells = x.unflatten(1, (h // 2, 2, w // 2, 2)).permute(0, 1, 3, 2, 4, 5)
-        return super().forward(cells.flatten(3).flatten(1, 2))
-
-
-class Unmerge(nn.Linear):
-    """(B, h/2 w/2, D) -> (B, h w, D); begins by copying."""
-
-    def __init__(self, dim: int):
-        super().__init__(dim, 4 * dim)
-
-    def reset_parameters(self) -> None:
-        with torch.no_grad():
-            self.weight.copy_(torch.eye(self.in_features).repeat(4, 1))
-            nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor, h: int, w: int) -> Tensor:  # type: ignore[override]
-        cells = super().forward(x).unflatten(2, (2, 2, -1)).unflatten(1, (h // 2, w // 2))
-        return cells.permute(0, 1, 3, 2, 4, 5).flatten(1, 4)
-
-
-class Fuse(nn.Linear):
-    """W [x, earlier]; begins as x."""
-
-    def __init__(self, dim: int):
-        super().__init__(2 * dim, dim, bias=False)
-
-    def reset_parameters(self) -> None:
-        with torch.no_grad():
-            self.weight.copy_(torch.eye(self.out_features, self.in_features))
-
-    def forward(self, x: Tensor, earlier: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(torch.cat([x, earlier], -1))
 
 
 class ElasticDiT(nn.Module):

@@ -9,6 +9,7 @@ inside a network, ``axes`` makes a smaller network out of a bigger one.
     conv.py         Convolution blocks: separable convolution, the plain residual block, resampling by two.
     finite.py       Names the first layer of a model whose output is not finite.
     heads.py        Discriminator heads: features or pixels -> logits, one per place.
+    merge.py        Tokens merged by cells of 2 x 2 and back, and a stream that meets an earlier one (U-ViT).
     mlp.py          Feed-forward layers: MLP (tanh-approximated GELU) and GEGLU.
     modulation.py   adaLN-single: one projection of the time embedding, a small table per block.
     norm.py         RMSNorm and LayerNorm with fp32 statistics.

@@ -22,6 +22,11 @@ Recipes may import everything. A variant is a flag if it is a number and a new r
     snapgen_kd_ladder.py   SnapGen's ladder: task, + output, + features, + timestep-aware scaling, over seeds.
     snapgen_claims.py      SnapGen's four steps: adversarial distillation against what is simpler, over seeds.
     snapgen_full.py        SnapGen at full size: SD3.5-Large teaches the 0.38 B U-Net, then four steps.
+    elastic_scenes.py      An elastic model for the scenes world: three widths from one set of weights.
+    dmd_scenes.py          DMD2 in the scenes world: the DiT teacher itself learns to draw in four steps.
+    kdmd_scenes.py         K-DMD in the scenes world: every width of an elastic model learns four steps.
+    assa_bench.py          Sparse attention (ASSA) beside full attention: time, memory, operations, growth.
+    snapgen_pp_claims.py   SnapGen++'s claims, over seeds: sparse attention, elastic widths, K-DMD.
     scenes_features.py     The feature network of the scenes world: the default of Frechet distances.
     scenes_throughput.py   How fast the scenes world is drawn, and the teacher trains: eager, compiled, bf16.
     scenes_bits.py         Four-bit weights, with biases and norms tuned to them by self-distillation.

@@ -96,28 +96,33 @@ def balance() -> list[Hook]:
     ]
 
 
+def varied(pipe: Pipeline, base: Pipeline, seed: int) -> Hook:
+    """Stop when the pictures of a prompt become alike, against what ``base`` draws with all of its steps."""
+    prompts = [p for p in LOOK for _ in range(PER)]
+    features = store.load(SHIPPED / "scenes" / "features").to(pipe.device).requires_grad_(False).features
+
+    def drawn() -> Tensor:
+        return pipe.sample(prompts, seed=seed)
+
+    with torch.no_grad():
+        least = 0.3 * pairwise(features(base.sample(prompts, seed=seed)), PER)
+    return Watch("diversity", diversity(drawn, features, PER), low=least, patience=2)
+
+
 def watches(pipe: Pipeline, base: Pipeline, latents: Tensor, args: Args) -> list[Hook]:
     """What stops the run: the balance, and what the pictures look like."""
     hooks = balance()
     if not args.look:
         return hooks
-    prompts = [p for p in LOOK for _ in range(PER)]
-    features = store.load(SHIPPED / "scenes" / "features").to(pipe.device).requires_grad_(False).features
-
-    def drawn() -> Tensor:
-        return pipe.sample(prompts, seed=args.seed)
 
     def drawn_latents() -> Tensor:
         steps: list[Step] = []
-        pipe.sample(prompts, seed=args.seed, callback=steps.append)
+        pipe.sample([p for p in LOOK for _ in range(PER)], seed=args.seed, callback=steps.append)
         return steps[-1].x
 
-    # against what the base model draws of the same prompts, with all of its steps
-    with torch.no_grad():
-        least = 0.3 * pairwise(features(base.sample(prompts, seed=args.seed)), PER)
-    varied = Watch("diversity", diversity(drawn, features, PER), low=least, patience=2)
     near = Watch("drift", drift(drawn_latents, latents), high=1.5, patience=2)
-    return [*hooks, *(every(args.look, hook) for hook in (varied, near, shown(pipe, args.seed)))]
+    looks = varied(pipe, base, args.seed), near, shown(pipe, args.seed)
+    return [*hooks, *(every(args.look, hook) for hook in looks)]
 
 
 def opened(args: Args) -> tuple[Pipeline, Pipeline]:

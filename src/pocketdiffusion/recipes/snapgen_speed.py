@@ -2,7 +2,7 @@
 
     pocket train snapgen_speed --count-only                     # operations and parameters alone, on meta
     pocket train snapgen_speed --device cuda --bf16 --compile
-    pocket train snapgen_speed --models snapgen pixart-alpha-1024 --side 64
+    pocket train snapgen_speed --models ElasticDiT:small pixart-alpha-1024 sana-1.6b --side 64
     pocket train snapgen_speed --device cuda --bf16 --compile --compile-peers --peak-tflops 989   # an H100
 
 1024-pixel latents (a side of 128), batch 1, no guidance; every model with its own latent channels and length
@@ -29,20 +29,21 @@ from ..bench.memory import peak
 from ..bench.table import text
 from ..device import choose
 from ..disk import renamed
-from ..models.unet import UNet
 from ..teachers.diffusers import published
 from ..teachers.families import Settings, known
 from ..types import Cond
 
 # names in teachers.published, and how much text their own pipelines give them
-PEERS = {"sdxl": 77, "sd3-medium": 77 + 256, "pixart-alpha-1024": 120}
+PEERS = {"sdxl": 77, "sd3-medium": 77 + 256, "pixart-alpha-1024": 120, "sana-1.6b": 300}
+SMALLER = {"sana-1.6b": 4}  # its autoencoder takes 32 pixels to one, the others 8
+COMPARED = ("snapgen", "sdxl", "sd3-medium", "pixart-alpha-1024")
 TOKENS = 77 + 128  # ours: of CLIP and of a language model
 
 
 @dataclass(frozen=True)
 class Args:
     out: Path = Path("runs/snapgen_speed")
-    models: tuple[str, ...] = ("snapgen", *PEERS)  # presets of UNet, and peers
+    models: tuple[str, ...] = COMPARED  # peers, presets of UNet, and others of ours as CLASS:PRESET
     side: int = 128  # of the latent
     runs: int = 3
     threads: int | None = None
@@ -70,8 +71,10 @@ class Network(nn.Module):
 def built(name: str, device: Any) -> nn.Module:
     if name in PEERS:
         return Network(published(name, device).model).eval()
+    kind, _, preset = name.rpartition(":")
+    kind = kind or "UNet"
     with torch.device(device):
-        return UNet(store.preset("UNet", name)).eval()
+        return getattr(store.kind(kind), kind)(store.preset(kind, preset)).eval()
 
 
 def inputs(model: Any, name: str, side: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Cond]:
@@ -80,7 +83,8 @@ def inputs(model: Any, name: str, side: int, dtype: torch.dtype) -> tuple[Tensor
         config: Any = model.model.config
         channels, width, pooled = config["in_channels"], config[family.text], family.pooled(config)
     else:
-        channels, width, pooled = model.config.channels, model.config.text, model.config.pooled
+        config = model.config
+        channels, width, pooled = config.channels, config.text, getattr(config, "pooled", 0)
     n, device = PEERS.get(name, TOKENS), next(model.parameters()).device
 
     def normal(*shape: int) -> Tensor:
@@ -88,6 +92,8 @@ def inputs(model: Any, name: str, side: int, dtype: torch.dtype) -> tuple[Tensor
 
     mask = torch.ones(1, n, dtype=torch.bool, device=device)
     cond = Cond(normal(1, n, width), mask, normal(1, pooled) if pooled else None)
+    # a network with another autoencoder draws the same picture from a smaller latent
+    side = side // SMALLER.get(name, 1)
     return normal(1, channels, side, side), torch.full((1,), 0.5, device=device), cond
 
 
@@ -128,7 +134,7 @@ def rows(name: str, args: Args, device: torch.device) -> list[dict[str, Any]]:
 
 def main(args: Args) -> None:
     known = {*PEERS, *store.kind("UNet").PRESETS}
-    if unknown := set(args.models) - known:
+    if unknown := {name for name in args.models if ":" not in name} - known:
         raise ValueError(f"--models {sorted(unknown)[0]}: expected some of {', '.join(sorted(known))}")
     if args.peak_tflops is not None and args.peak_tflops <= 0:
         raise ValueError(f"--peak-tflops {args.peak_tflops}: expected more than 0")

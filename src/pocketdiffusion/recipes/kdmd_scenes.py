@@ -1,0 +1,110 @@
+"""K-DMD in the scenes world: every width of an elastic model learns four steps.
+
+    pocket train kdmd_scenes --model runs/elastic_scenes/pipeline --few-step-teacher runs/dmd_scenes/pipeline
+    pocket train kdmd_scenes --model FOLDER --few-step-teacher FOLDER --widths small
+    pocket train kdmd_scenes --model FOLDER --few-step-teacher FOLDER --no-knowledge      # plain DMD2
+
+One width after the other (OUT/WIDTH), with a LoRA of its own on student and critic, so that all of them still
+share one file. Beside the distribution's gradient, which needs the many-step teacher, the few-step teacher
+tells what it would predict and its last features (methods/dmd.py). A run that was stopped goes on. Not run in
+full yet. Ends with OUT/pipeline: the elastic model with its LoRA, sampled at four levels without guidance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import store
+from ..methods.dmd import Knowledge
+from ..models.supernet import Supernet, key, with_lora
+from ..pipeline import Pipeline, find, same_latents
+from ..train import lora, spread
+from . import dmd_scenes
+from .dmd_scenes import distilled, opened
+from .snapgen_scenes_kd import last_features, reads
+
+
+@dataclass(frozen=True)
+class Args:
+    model: str  # an elastic pipeline: a shipped name or a folder
+    few_step_teacher: str  # a pipeline of few steps: a shipped name or a folder
+    out: Path = Path("runs/kdmd_scenes")
+    widths: tuple[str, ...] = ()  # default: all
+    knowledge: bool = True
+    features: bool = True  # of the last blocks, beside the prediction
+    teacher: str = "scenes"  # of many steps
+    guidance: float | None = None  # of the teacher; None: what its pipeline says
+    levels: int = 4  # steps of the result
+    shift: float = 2.5  # of those levels and of tau; the paper's is 3, at 1024 pixels
+    sampler: str = "renoise"  # or euler
+    ratio: int = 5  # the critic's steps for each of the student's
+    rank: int = 16  # of LoRA on student and critic; the paper's is 64, on 32 times the width
+    steps: int = 1500
+    batch: int = 16  # per process
+    lr: float = 1e-4
+    lr_critic: float = 1e-4
+    seed: int = 0
+    bf16: bool | None = None  # autocast; None: where the device has it in hardware
+    look: int = 250  # steps between samples: their health, and grids in TensorBoard; 0 = none
+    device: str = "cpu"
+
+
+def knowledge_of(args: Any, few: Pipeline, base: Pipeline) -> Knowledge:
+    """What a few-step teacher tells; ``args`` names it and says whether its features count."""
+    same_latents(args.few_step_teacher, few.vae, "the student", base.vae)
+    features = None
+    if args.features:
+        features = last_features(base.transformer, base.text_encoder, few, base.schedule.size)
+    return Knowledge(few.transformer, reads(few.text_encoder, False), features)
+
+
+def run_of(args: Args, width: str) -> Any:
+    """The settings of dmd_scenes for one width."""
+    names = ("teacher", "guidance", "levels", "shift", "sampler", "ratio", "rank", "steps", "batch")
+    more = ("lr", "lr_critic", "seed", "bf16", "look", "device")
+    shared = {name: getattr(args, name) for name in (*names, *more)}
+    return dmd_scenes.Args(out=args.out / width, **shared)
+
+
+def adopt(net: Supernet, width: str, learned: dict[str, Any]) -> None:
+    """Put what a width has learned into the supernet."""
+    with torch.no_grad():
+        for name, (a, b) in learned.items():
+            net.lora_a[key(width, name)].copy_(a)
+            net.lora_b[key(width, name)].copy_(b)
+
+
+def elastic(name: str) -> Supernet:
+    network = store.load(find(name) / "transformer")
+    if not isinstance(network, Supernet):
+        raise ValueError(f"--model {name}: a {type(network).__name__}, expected an elastic model (Supernet)")
+    if network.config.rank:
+        raise ValueError(f"--model {name}: has few steps already (a LoRA of rank {network.config.rank})")
+    return network
+
+
+def main(args: Args) -> None:
+    net = elastic(args.model)
+    widths = args.widths or net.config.names
+    for width in widths:
+        net.config.plain(width)
+    if args.rank < 1:
+        raise ValueError(f"--rank {args.rank}: expected 1 or more, since the widths share their weights")
+    teacher, few = opened(args.teacher, args), opened(args.few_step_teacher, args)
+    made = with_lora(net, args.rank, 2.0 * args.rank)
+    pipe: Pipeline | None = None
+    for width in widths:
+        base = Pipeline.from_pretrained(args.model, width=width).to(teacher.device)
+        for network in base.components.values():
+            network.requires_grad_(False)
+        knowledge = knowledge_of(args, few, base) if args.knowledge else None
+        pipe = distilled(run_of(args, width), teacher, base, knowledge)
+        adopt(made, width, lora.learned(pipe.transformer))
+    if spread.rank() or pipe is None:
+        return
+    every = Pipeline(made, pipe.text_encoder, pipe.vae, pipe.schedule, pipe.decoder)
+    every.save_pretrained(args.out / "pipeline", torch.float16)

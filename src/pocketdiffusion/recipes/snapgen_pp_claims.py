@@ -1,0 +1,212 @@
+"""SnapGen++'s claims, over seeds: sparse attention, elastic widths, K-DMD.
+
+    pocket train snapgen_pp_claims attention                             # assa, full, global, local; 3 seeds
+    pocket train snapgen_pp_claims elastic                               # widths together and each alone
+    pocket train snapgen_pp_claims distribution --few-step-teacher runs/dmd_scenes/pipeline
+    pocket train snapgen_pp_claims distribution --few-step-teacher FOLDER --rates 2e-5 1e-4 5e-4
+
+attention     ElasticDiT from scratch by flow matching, its outer stages attending each way; of a seed all see
+              the same pictures, times and noise
+elastic       the supernet, and each width by itself with as many steps (ARM alone_WIDTH); the rows of the
+              supernet (WIDTH) are its widths
+distribution  one width, or any pipeline (--student), to four steps by DMD2 (dmd) and K-DMD (kdmd), at every
+              rate (ARM@RATE); beside it the many-step teacher
+
+``velocity`` is the held-out flow loss. Every run is kept (OUT/CLAIM/ARM-SEED.json) and not repeated. The
+paper claims that sparse attention equals full, that elastic widths come within a percent of lone ones, and
+that K-DMD depends less on seeds and rates than DMD. Not run in full yet: docs/results.md (claims).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from torch import nn
+
+from .. import store
+from ..bench.table import text
+from ..device import bf16
+from ..eval.seeds import against, collect, settings, table
+from ..methods.elastic import Elastic
+from ..methods.flow_matching import FlowMatching
+from ..models.elastic_dit import ATTENTION, ElasticDiT
+from ..models.supernet import Supernet
+from ..pipeline import Pipeline
+from ..train import spread
+from ..train.fit import Run, State, fit
+from ..train.optimisers import adamw, warmup_cosine
+from ..types import Cond, Method
+from . import dmd_scenes
+from .dmd_scenes import distilled, opened
+from .kdmd_scenes import knowledge_of
+from .snapgen_kd_ladder import drawn, losses
+from .snapgen_scenes_kd import reads, scenes
+
+MAY_CHANGE = {"arms", "control", "seeds", "rates"}
+CLAIMS = ("attention", "elastic", "distribution")
+
+
+@dataclass(frozen=True)
+class Args:
+    claim: Annotated[str, tyro.conf.Positional]  # attention, elastic or distribution
+    out: Path = Path("runs/snapgen_pp_claims")
+    arms: tuple[str, ...] = ()  # default: all of the claim's
+    control: str = ""  # default: full, the first width alone, dmd at the first rate
+    seeds: tuple[int, ...] = (0, 1, 2)
+    teacher: str = "scenes"  # a shipped pipeline's name or a folder
+    preset: str = "scenes"  # of ElasticDiT and Supernet
+    student: str = "scenes"  # distribution: the pipeline that learns few steps
+    few_step_teacher: str = ""  # distribution: a pipeline of few steps
+    features: bool = True  # distribution: of the last blocks, beside the prediction
+    rates: tuple[float, ...] = (1e-4,)  # distribution: learning rates of the student
+    steps: int = 1500
+    batch: int = 32
+    uses: int = 4
+    lr: float = 1e-3  # attention and elastic
+    shift: float = 2.5
+    held_out: int = 256  # pictures for the losses
+    pictures: int = 512  # for the Frechet distance; 0: no pictures are drawn
+    prompts: int = 20  # of each category of SceneEval, one picture each
+    guidance: float | None = None
+    levels: int = 4
+    sampler: str = "renoise"
+    ratio: int = 5
+    rank: int = 0  # distribution: of LoRA; 0: all weights train
+    bf16: bool | None = None  # autocast; None: where the device has it in hardware
+    device: str = "cpu"
+
+
+def trained(
+    method: Method, networks: dict[str, nn.Module], teacher: Pipeline, args: Args, where: str
+) -> State:
+    name = next(iter(method.players))
+    seed = int(where.rpartition("-")[2])
+    run = Run(
+        args.steps,
+        args.out / args.claim / where,
+        seed,
+        bf16=bf16(teacher.device, args.bf16),
+        ema=0.995,
+        save_every=250,
+        keep=1,
+        name=where,
+    )
+    optimiser = {name: adamw(method.players[name], args.lr)}
+    data = scenes(args, teacher, teacher.schedule.size)
+    return fit(method, data, optimiser, networks, run, warmup_cosine(args.steps, 50))
+
+
+def fitted(config: Any, teacher: Pipeline) -> Any:
+    return replace(config, channels=teacher.vae.config.channels, text=teacher.text_encoder.config.dim)
+
+
+def judged(network: nn.Module, teacher: Pipeline, args: Args) -> dict[str, float]:
+    pipe = Pipeline(network.eval(), teacher.text_encoder, teacher.vae, teacher.schedule)
+    found = {"velocity": losses(pipe, teacher, args)["velocity"]}  # type: ignore[arg-type]
+    return found | (drawn(pipe, args) if args.pictures else {})
+
+
+def alone(config: Any, where: str, teacher: Pipeline, args: Args) -> dict[str, float]:
+    """One network from scratch by flow matching."""
+    torch.manual_seed(int(where.rpartition("-")[2]))
+    network, read = ElasticDiT(config).to(teacher.device), reads(teacher.text_encoder, False)
+
+    def null() -> Cond:
+        return teacher.text_encoder.embed([""])
+
+    method = FlowMatching(network, read, null, list(network.parameters()), shift=args.shift)
+    state = trained(method, {"transformer": network}, teacher, args, where)
+    with state.averaged():
+        return judged(network, teacher, args)
+
+
+def attention(arm: str, seed: int, teacher: Pipeline, args: Args) -> dict[str, float]:
+    config = fitted(store.preset("ElasticDiT", args.preset), teacher)
+    return alone(replace(config, attention=arm), f"{arm}-{seed}", teacher, args)
+
+
+class Together:
+    """All widths of one run are measured when the first is asked for."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, dict[str, dict[str, float]]] = {}
+
+    def __call__(self, arm: str, seed: int, teacher: Pipeline, args: Args) -> dict[str, float]:
+        config = fitted(store.preset("Supernet", args.preset), teacher)
+        if arm.startswith("alone_"):
+            width = arm.removeprefix("alone_")
+            return alone(config.plain(width), f"{arm}-{seed}", teacher, args)
+        if seed not in self.found:
+            torch.manual_seed(seed)
+            net = Supernet(config).to(teacher.device)
+            read = reads(teacher.text_encoder, False)
+            method = Elastic(net, config.names, read, list(net.parameters()), shift=args.shift)
+            state = trained(method, {"transformer": net}, teacher, args, f"elastic-{seed}")
+            with state.averaged():
+                self.found[seed] = {n: judged(net.extract(n), teacher, args) for n in config.names}
+        return self.found[seed][arm]
+
+
+def distribution(arm: str, seed: int, teacher: Pipeline, args: Args) -> dict[str, float]:
+    if arm == "teacher":
+        return drawn(teacher, args, seed)
+    kind, _, rate = arm.partition("@")
+    base = opened(args.student, args)
+    given = {f.name: getattr(args, f.name) for f in fields(dmd_scenes.Args) if hasattr(args, f.name)}
+    where = {"out": args.out / args.claim / f"{arm}-{seed}", "seed": seed, "look": 0}
+    own = dmd_scenes.Args(**given | where | {"lr": float(rate), "lr_critic": float(rate)})
+    knowledge = None
+    if kind == "kdmd":
+        knowledge = knowledge_of(args, opened(args.few_step_teacher, args), base)
+    return drawn(distilled(own, teacher, base, knowledge), args, seed)
+
+
+def arms_of(args: Args) -> Iterator[str]:
+    if args.claim == "attention":
+        yield from ATTENTION
+    elif args.claim == "elastic":
+        names = store.preset("Supernet", args.preset).names
+        yield from (*names, *(f"alone_{name}" for name in names))
+    else:
+        yield from (f"{kind}@{rate:g}" for rate in args.rates for kind in ("dmd", "kdmd"))
+        yield "teacher"
+
+
+def main(args: Args) -> None:
+    if args.claim not in CLAIMS:
+        raise ValueError(f"{args.claim}: expected {', '.join(CLAIMS)}")
+    known = list(arms_of(args))
+    arms = list(args.arms or known)
+    control = (
+        args.control or {"attention": "full", "elastic": known[-1], "distribution": known[0]}[args.claim]
+    )
+    if unknown := [arm for arm in (*arms, control) if arm not in known]:
+        raise ValueError(f"--arms {unknown[0]}: expected some of {', '.join(known)}")
+    if args.claim == "distribution" and any("kdmd" in arm for arm in arms) and not args.few_step_teacher:
+        raise ValueError("--few-step-teacher: K-DMD needs one, as dmd_scenes makes it")
+    if spread.world() > 1:
+        raise ValueError("snapgen_pp_claims runs in one process; start several with other --seeds")
+    teacher = opened(args.teacher, args)
+    runs: dict[str, Any] = {"attention": attention, "elastic": Together(), "distribution": distribution}
+    run = runs[args.claim]
+    arms = list(dict.fromkeys((control, *arms)))
+    found = collect(
+        args.out / args.claim,
+        arms,
+        args.seeds,
+        lambda arm, seed: run(arm, seed, teacher, args),
+        settings(args, MAY_CHANGE),
+    )
+    measures = {"velocity": 4, "scene_eval": 3, "frechet": 2}
+    if args.claim == "distribution":
+        del measures["velocity"]
+    elif not args.pictures:
+        measures = {"velocity": 4}
+    print(text(table(found, measures)))
+    if len(arms) > 1:
+        print(text(against(found, control, measures)))

@@ -1,0 +1,171 @@
+"""SnapGen++'s recipes run for a few steps, and say what they cannot do."""
+
+import json
+
+import pytest
+import torch
+
+from pocketdiffusion import store
+from pocketdiffusion.cli.main import guarded
+from pocketdiffusion.models.elastic_dit import ElasticDiT
+from pocketdiffusion.models.supernet import Supernet
+from pocketdiffusion.pipeline import Pipeline
+from pocketdiffusion.recipes import assa_bench
+
+pytestmark = pytest.mark.slow
+FEW = ["--steps", "3", "--batch", "2", "--bf16", "False", "--look", "2"]
+
+
+def train(*argv):
+    assert guarded(["train", *map(str, argv)]) == 0
+
+
+def refused(capsys, *argv):
+    capsys.readouterr()
+    assert guarded([*map(str, argv)]) == 2
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("pocket: error:") and "\n" not in line
+    return line
+
+
+@pytest.fixture(scope="module")
+def elastic(tiny_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("elastic")
+    train("elastic_scenes", *FEW, "--teacher", tiny_folder, "--preset", "smoke", "--out", out)
+    return out / "pipeline"
+
+
+@pytest.fixture(scope="module")
+def few(tiny_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("dmd")
+    train("dmd_scenes", *FEW, "--teacher", tiny_folder, "--out", out)
+    return out / "pipeline"
+
+
+def test_every_width_comes_from_one_folder(elastic, tmp_path, capsys):
+    assert type(store.load(elastic / "transformer")) is Supernet
+    pictures = {w: Pipeline.from_pretrained(elastic, width=w).sample(["a star"]) for w in ("half", "full")}
+    assert type(Pipeline.from_pretrained(elastic).transformer) is ElasticDiT
+    assert torch.equal(Pipeline.from_pretrained(elastic).sample(["a star"]), pictures["full"])
+    assert not torch.allclose(pictures["half"], pictures["full"])
+    argv = ["generate", "a star", "--model", elastic, "--device", "cpu", "-o", tmp_path / "a.png"]
+    assert guarded([*map(str, argv), "--width", "half"]) == 0
+    assert "no width 'huge'; there are half, full" in refused(capsys, *argv, "--width", "huge")
+
+
+def test_other_widths_of_ones_own(tiny_folder, tmp_path, capsys):
+    flags = [*FEW, "--teacher", tiny_folder, "--preset", "smoke", "--no-teach", "--look", "0"]
+    train("elastic_scenes", *flags, "--widths", "a=0.5", "b=1.0", "--out", tmp_path / "run")
+    net = store.load(tmp_path / "run" / "pipeline" / "transformer")
+    assert net.config.names == ("a", "b")
+    line = refused(capsys, "train", "elastic_scenes", *flags, "--widths", "a", "--out", tmp_path / "no")
+    assert "expected NAME=SHARE" in line
+
+
+def test_the_widest_that_is_fast_enough(elastic, tmp_path, capsys):
+    table = tmp_path / "costs.json"
+    assert guarded(["costs", str(elastic), "--runs", "2", "--device", "cpu", "-o", str(table)]) == 0
+    rows = json.loads(table.read_text())
+    whole = [r for r in rows["entries"] if r["op"] == "ElasticDiT"]
+    assert len(whole) == 2
+    for row in whole:
+        row["ms"] = 5.0 if "weight=16x16" in row["parts"]["patchify"] else 50.0
+    table.write_text(json.dumps(rows))
+    argv = [
+        "generate",
+        "a star",
+        "--model",
+        elastic,
+        "--device",
+        "cpu",
+        "-o",
+        tmp_path / "a.png",
+        "--costs",
+        table,
+    ]
+    for budget, width in ((60, "full"), (20, "half")):
+        capsys.readouterr()
+        assert guarded([*map(str, argv), "--step-ms", str(budget)]) == 0
+        assert f"width {width}: half 5 ms, full 50 ms" in capsys.readouterr().out
+    assert "no width takes 1 ms or less; half takes 5 ms" in refused(capsys, *argv, "--step-ms", "1")
+    assert "give both or none" in refused(capsys, *argv)
+    line = refused(capsys, *argv, "--step-ms", "9", "--width", "half")
+    assert "both choose a width" in line
+
+
+def test_a_model_of_one_width(tiny_folder, tmp_path, capsys):
+    line = refused(capsys, "generate", "a star", "--model", tiny_folder, "--width", "small")
+    assert "a DiT has one width, there is no 'small'" in line
+    flags = ["--few-step-teacher", tiny_folder, "--out", tmp_path / "run"]
+    line = refused(capsys, "train", "kdmd_scenes", "--model", tiny_folder, *flags)
+    assert "a DiT, expected an elastic model" in line
+
+
+@pytest.mark.parametrize("flags", [["--rank", "2"], ["--gan", "--sampler", "euler", "--look", "0"]])
+def test_dmd_scenes(flags, tiny_folder, tmp_path):
+    train("dmd_scenes", *FEW, *flags, "--ratio", "2", "--teacher", tiny_folder, "--out", tmp_path)
+    made, teacher = Pipeline.from_pretrained(tmp_path / "pipeline"), Pipeline.from_pretrained(tiny_folder)
+    assert (made.schedule.guidance, len(made.schedule.times)) == (1.0, 4)
+    assert made.schedule.sampler == ("euler" if "euler" in flags else "renoise")
+    assert made.transformer.state_dict().keys() == teacher.transformer.state_dict().keys()
+    changed = {
+        n
+        for n, p in made.transformer.state_dict().items()
+        if not torch.allclose(p, teacher.transformer.state_dict()[n].half().float())
+    }
+    assert changed and ("--rank" not in flags or all(".weight" in n and "blocks." in n for n in changed))
+
+
+def test_kdmd_scenes_teaches_every_width(elastic, few, tiny_folder, tmp_path, capsys):
+    flags = [*FEW, "--model", elastic, "--few-step-teacher", few, "--teacher", tiny_folder, "--rank", "2"]
+    train("kdmd_scenes", *flags, "--ratio", "1", "--out", tmp_path / "run")
+    before, after = (store.load(p / "transformer") for p in (elastic, tmp_path / "run" / "pipeline"))
+    assert after.config.rank == 2 and all(v.any() for v in after.lora_b.values())
+    for name, value in before.full.state_dict().items():
+        assert torch.equal(value, after.full.state_dict()[name])
+    made = Pipeline.from_pretrained(tmp_path / "run" / "pipeline", width="half")
+    assert len(made.schedule.times) == 4 and made("a star")[0].size == (32, 32)
+    again = refused(capsys, "train", "kdmd_scenes", *flags, "--model", tmp_path / "run" / "pipeline")
+    assert "has few steps already" in again
+
+
+def test_assa_bench(tmp_path, capsys):
+    flags = ["--sides", "8", "--runs", "2", "--no-memory", "--out", tmp_path]
+    train("assa_bench", *flags)
+    rows = {r["layer"]: r for r in json.loads((tmp_path / "assa.json").read_text())}
+    assert set(rows) == {"assa", "sdpa", "core looped", "core gathered"}
+    # 2 blocks of 4 rows see each other: all pairs
+    assert rows["core looped"]["GMACs"] == pytest.approx(2 * 64 * 64 * 1024 / 1e9)
+    assert (tmp_path / "growth.svg").read_text().startswith("<svg")
+    flags[-1] = tmp_path / "other"
+    assert "expected some of sdpa, flex" in refused(capsys, "train", "assa_bench", *flags, "--peers", "none")
+    flags[-1] = tmp_path / "flex"
+    assert "--device cuda" in refused(capsys, "train", "assa_bench", *flags, "--peers", "flex")
+    assert assa_bench.LAYER.dim == 1024
+
+
+CLAIM = ["--steps", "2", "--batch", "2", "--bf16", "False", "--seeds", "0", "--preset", "smoke"]
+CLAIM += ["--held-out", "32", "--pictures", "0"]
+
+
+@pytest.mark.parametrize("claim, count", [("attention", 4), ("elastic", 4)])
+def test_claims(claim, count, tiny_folder, tmp_path, capsys):
+    flags = [*CLAIM, "--teacher", tiny_folder, "--out", tmp_path]
+    train("snapgen_pp_claims", claim, *flags)
+    kept = sorted((tmp_path / claim).glob("*.json"))
+    assert len(kept) == count
+    assert all(0 < json.loads(p.read_text())["velocity"] < 10 for p in kept)
+    assert "expected some of" in refused(capsys, "train", "snapgen_pp_claims", claim, *flags, "--arms", "no")
+
+
+def test_claims_of_distribution_matching(few, tiny_folder, tmp_path, capsys):
+    flags = [*CLAIM[:-4], "--teacher", tiny_folder, "--student", tiny_folder, "--out", tmp_path]
+    flags += ["--pictures", "32", "--prompts", "1", "--rates", "1e-4", "1e-3"]
+    line = refused(capsys, "train", "snapgen_pp_claims", "distribution", *flags)
+    assert "--few-step-teacher: K-DMD needs one" in line
+    train("snapgen_pp_claims", "distribution", *flags, "--few-step-teacher", few, "--ratio", "1")
+    names = {p.stem for p in (tmp_path / "distribution").glob("*.json")}
+    assert names == {"dmd@0.0001-0", "kdmd@0.0001-0", "dmd@0.001-0", "kdmd@0.001-0", "teacher-0"}
+    assert "expected attention, elastic, distribution" in refused(
+        capsys, "train", "snapgen_pp_claims", "x", *flags
+    )
