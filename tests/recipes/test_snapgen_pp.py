@@ -159,7 +159,7 @@ def test_claims(claim, count, tiny_folder, tmp_path, capsys):
 
 
 def test_claims_of_distribution_matching(few, tiny_folder, tmp_path, capsys):
-    flags = [*CLAIM[:-4], "--teacher", tiny_folder, "--student", tiny_folder, "--out", tmp_path]
+    flags = [*CLAIM[:-2], "--teacher", tiny_folder, "--student", tiny_folder, "--out", tmp_path]
     flags += ["--pictures", "32", "--prompts", "1", "--rates", "1e-4", "1e-3"]
     line = refused(capsys, "train", "snapgen_pp_claims", "distribution", *flags)
     assert "--few-step-teacher: K-DMD needs one" in line

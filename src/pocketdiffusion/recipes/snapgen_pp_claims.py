@@ -47,7 +47,8 @@ from .kdmd_scenes import knowledge_of
 from .snapgen_kd_ladder import drawn, losses
 from .snapgen_scenes_kd import reads, scenes
 
-MAY_CHANGE = {"arms", "control", "seeds", "rates"}
+COMPARED = {"arms", "control", "seeds", "rates"}  # what runs that are compared may differ in
+MAY_CHANGE = COMPARED | {"claim", "student", "few_step_teacher", "features", "preset", "steps", "batch"}
 CLAIMS = ("attention", "elastic", "distribution")
 
 
@@ -200,7 +201,7 @@ def main(args: Args) -> None:
         arms,
         args.seeds,
         lambda arm, seed: run(arm, seed, teacher, args),
-        settings(args, MAY_CHANGE),
+        settings(args, COMPARED),
     )
     measures = {"velocity": 4, "scene_eval": 3, "frechet": 2}
     if args.claim == "distribution":
