@@ -5,6 +5,7 @@ Every number has a definition that a test checks against a case with a known ans
 
     compose.py         SceneEval: the six categories of GenEval in the scenes world, judged by a detector.
     prompts.py         The prompts of SceneEval: six categories of sixty, with what each asks for.
+    curves.py          Loss curves of runs, from the log.jsonl that each of them writes.
     detection.py       How often a detector is right, in worlds whose truth is known.
     reconstruction.py  How well an autoencoder gives its input back.
     spectrum.py        Spectra of pictures and latents by block DCT, and the error of scale equivariance.

@@ -25,19 +25,16 @@ from torch import Tensor
 
 from ..bench.picture import picture
 from ..bench.table import text
-from ..device import bf16, choose
+from ..device import choose
 from ..eval.seeds import against, collect, settings, table
 from ..methods.adversarial import Adversarial
-from ..methods.trajectory import Trajectory
 from ..pipeline import Pipeline
 from ..train import spread
-from ..train.fit import Run, State, fit
-from ..train.optimisers import adamw, warmup_decay
+from ..train.fit import State
 from ..types import Batch
 from . import snapgen_scenes_4step as hasten
 from . import snapgen_scenes_path as paths
 from .snapgen_kd_ladder import drawn
-from .snapgen_scenes_kd import reads
 
 MAY_CHANGE = {"arms", "control", "seeds"}
 MEASURES = {"scene_eval": 3, "frechet": 2, "GMACs": 3}
@@ -103,19 +100,6 @@ def told(args: hasten.Args, teacher: Pipeline, base: Pipeline) -> tuple[State, P
     return hasten.train(Told(method), data, {"transformer": pipe.transformer}, args, []), pipe
 
 
-def followed(args: paths.Args, teacher: Pipeline, base: Pipeline) -> tuple[State, Pipeline]:
-    """As snapgen_scenes_path has it, from the given student on."""
-    half = bf16(teacher.device, args.bf16)
-    student = Pipeline.from_pretrained(str(args.student)).transformer.to(teacher.device).train()
-    schedule = replace(hasten.few(args.levels, args.shift, base), sampler="euler")
-    owned = list(student.parameters())
-    method = Trajectory(student, reads(base.text_encoder, False), owned, schedule.times or ())
-    run = Run(args.steps, args.out, args.seed, bf16=half, ema=0.999, save_every=250, name="student")
-    rate, data = warmup_decay(args.steps, decay=args.decay), paths.trajectories(teacher, args, half)
-    state = fit(method, data, {"student": adamw(owned, args.lr)}, {"transformer": student}, run, rate)
-    return state, Pipeline(student, base.text_encoder, base.vae, schedule)
-
-
 def equal(teacher: Pipeline, budget: int) -> int:
     """The fewest of the teacher's steps that cost ``budget``, or all of them."""
     every = len(teacher.schedule.levels()) - 1
@@ -147,7 +131,8 @@ def main(args: Args) -> None:
         state: State | None = None
         if arm == "path":
             few = like(paths.Args, args, **own, lr=args.lr_path, uses=paths.Args.uses)
-            state, pipe = followed(few, teacher, base)
+            student = Pipeline.from_pretrained(args.student).transformer.to(teacher.device)
+            state, pipe = paths.followed(few, teacher, base, student)
         elif arm in ("adversarial", "kd"):
             train = hasten.hastened if arm == "adversarial" else told
             state, pipe = train(like(hasten.Args, args, **own), teacher, base)

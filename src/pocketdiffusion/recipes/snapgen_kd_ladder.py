@@ -9,8 +9,8 @@ Arms: ``task``; ``output`` and ``features``, with weights of one; ``scaled`` (L_
 other Phi), ``single`` (SnapGen++'s form); and output_W, features_W with a constant weight W, to scan it. Of
 a seed all arms begin with the same weights and see the same pictures, times and noise. ``velocity`` is the
 held-out flow loss, ``to_teacher`` the distance that distillation itself asks for, so not neutral. Every run
-is kept (OUT/ARM-SEED.json) and not repeated. The paper's claim is task < output < features < scaled. Not run
-in full yet: docs/results.md (claims).
+is kept (OUT/ARM-SEED.json) and not repeated; OUT/losses.svg has the training losses. The paper's claim is
+task < output < features < scaled. Not run in full yet: docs/results.md (claims).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ..bench.table import text
 from ..data.scenes import EVAL_WORLD, Scenes
 from ..device import bf16, choose
 from ..diffusion.flow import interpolate, velocity
+from ..eval import curves
 from ..eval.compose import evaluate
 from ..eval.frechet import Gaussian, frechet
 from ..eval.prompts import CATEGORIES, make
@@ -181,3 +182,6 @@ def main(args: Args) -> None:
     print(text(table(found, measures)))
     if len(arms) > 1:
         print(text(against(found, args.control, measures)))
+    runs = {arm: [args.out / f"{arm}-{seed}" for seed in args.seeds] for arm in arms}
+    if args.steps >= Run.log_every and all((f / "log.jsonl").exists() for fs in runs.values() for f in fs):
+        (args.out / "losses.svg").write_text(curves.drawn(runs, "student/task"))

@@ -31,7 +31,7 @@ from ..diffusion.times import grid
 from ..methods.trajectory import Trajectory
 from ..pipeline import Pipeline, same_latents
 from ..train import spread
-from ..train.fit import Run, every, fit, seeded
+from ..train.fit import Run, State, every, fit, seeded
 from ..train.optimisers import adamw, warmup_decay
 from ..types import Batch, Denoiser
 from .snapgen_scenes_4step import few
@@ -120,31 +120,32 @@ def trajectories(teacher: Pipeline, args: Args, half: bool) -> Pool:
     return Pool(make, args.batch, args.pool * args.uses)
 
 
-def main(args: Args) -> None:
-    device = choose(args.device)
-    half = bf16(device, args.bf16)
-    teacher = Pipeline.from_pretrained(args.teacher).to(device)
-    for network in teacher.components.values():
-        network.requires_grad_(False)
-    torch.manual_seed(args.seed)
-    text, base = teacher.text_encoder, teacher
-    if args.student:
-        base = Pipeline.from_pretrained(args.student).to(device)
-        same_latents(args.student, base.vae, args.teacher, teacher.vae)
-        student, text = base.transformer.train(), base.text_encoder.requires_grad_(False)
-    else:
-        student = student_of("UNet", args.preset, teacher)
+def followed(args: Args, teacher: Pipeline, base: Pipeline, student: nn.Module) -> tuple[State, Pipeline]:
+    """A run, and the pipeline whose denoiser it has trained; text and autoencoder are those of ``base``."""
+    half = bf16(teacher.device, args.bf16)
     schedule = replace(few(args.levels, args.shift, teacher), sampler="euler", interval=(0.0, 1.0))
-    method = Trajectory(student, reads(text, False), list(student.parameters()), schedule.times or ())
-    pipe = Pipeline(student, text, base.vae, schedule)
+    owned = list(student.train().parameters())
+    method = Trajectory(student, reads(base.text_encoder, False), owned, schedule.times or ())
+    pipe = Pipeline(student, base.text_encoder, base.vae, schedule)
     hooks = [every(args.look, shown(pipe, args.seed))] if args.look else []
-    settings = Run(
+    run = Run(
         args.steps, args.out, args.seed, bf16=half, ema=0.999, save_every=250, log_every=25, name="student"
     )
-    networks: dict[str, nn.Module] = {"transformer": student}
-    optimiser = {"student": adamw(student.parameters(), args.lr)}
-    rate = warmup_decay(args.steps, decay=args.decay)
-    state = fit(method, trajectories(teacher, args, half), optimiser, networks, settings, rate, hooks)
+    optimiser, rate = {"student": adamw(owned, args.lr)}, warmup_decay(args.steps, decay=args.decay)
+    data = trajectories(teacher, args, half)
+    return fit(method, data, optimiser, {"transformer": student}, run, rate, hooks), pipe
+
+
+def main(args: Args) -> None:
+    device = choose(args.device)
+    teacher = Pipeline.from_pretrained(args.teacher).to(device)
+    base = Pipeline.from_pretrained(args.student).to(device) if args.student else teacher
+    same_latents(str(args.student), base.vae, args.teacher, teacher.vae)
+    for network in (*teacher.components.values(), *base.components.values()):
+        network.requires_grad_(False)
+    torch.manual_seed(args.seed)
+    student = base.transformer if args.student else student_of("UNet", args.preset, teacher)
+    state, pipe = followed(args, teacher, base, student)
     if spread.rank():
         return
     with state.averaged():
