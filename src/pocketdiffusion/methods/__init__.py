@@ -17,6 +17,7 @@ it. The docstring of each file has the equations in the letters of the code.
     kd.py              Knowledge distillation across architectures: by data, a teacher's output, its features.
     elastic.py         Elastic training: several widths of one network at once, told by the full one.
     dmd.py             Distribution matching (DMD2, K-DMD): few steps, by the difference of two scores.
+    gates.py           Gates learn which branches may rest, on a frozen denoiser: LazyDiT's two-step scheme.
     scaling.py         Timestep-aware scaling: a teacher's losses at the size of the data's, weighed by time.
     trajectory.py      Trajectory distillation: a few long steps in place of a teacher's many short ones.
     adversarial.py     Adversarial step distillation: few steps, taught by a critic on frozen features.

@@ -8,6 +8,7 @@ inside a network, ``axes`` makes a smaller network out of a bigger one.
     causal.py       Causal layers for clips: a frame sees itself and earlier ones, whole or as a stream.
     conv.py         Convolution blocks: separable convolution, the plain residual block, resampling by two.
     finite.py       Names the first layer of a model whose output is not finite.
+    gate.py         Gates that say whether a branch is computed or its last output used again, and switches.
     heads.py        Discriminator heads: features or pixels -> logits, one per place.
     merge.py        Tokens merged by cells of 2 x 2 and back, and a stream that meets an earlier one (U-ViT).
     mlp.py          Feed-forward layers: MLP (tanh-approximated GELU) and GEGLU.

@@ -1,0 +1,245 @@
+"""Lazy sampling: branches that rest at some steps, by a plan or by gates, on any model.
+
+    Plan(times, {"blocks.0.attn": (False, True, ...)})      what to skip at each of the sampler's levels
+    denoiser = Lazy(model, plan).start()                    for one trajectory; the step is found by t
+
+A plan is data: written by hand (``alternating``), searched (``searched``), or read off learned gates
+(``planned``); it is printed, edited and saved as JSON. Gates decide for every row of a batch by itself. What
+a branch gave when it was last computed stands in, before the residual gate; the first step is computed in
+full, and so are rows that have nothing kept (a step with guidance after one without).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..disk import renamed
+from ..nn.gate import Compute, Gates, switched
+from ..types import Cond, Denoiser
+
+FORMAT = "pocketdiffusion lazy plan 1"
+NEAR = 1e-4  # levels that are the same
+
+
+@dataclass(frozen=True)
+class Plan:
+    times: tuple[float, ...]  # levels at which the denoiser is called, decreasing
+    skips: Mapping[str, tuple[bool, ...]]  # of every branch, at each of them
+
+    def __post_init__(self) -> None:
+        if not self.times or any(a <= b for a, b in zip(self.times, self.times[1:])):
+            raise ValueError("times of a plan must decrease, and there must be one at least")
+        for name, row in self.skips.items():
+            if len(row) != len(self.times):
+                raise ValueError(f"{name}: {len(row)} steps in a plan of {len(self.times)} times")
+            if row[0]:
+                raise ValueError(f"{name}: rests at the first step, when there is nothing to use again")
+
+    @property
+    def laziness(self) -> float:
+        """The share of all calls that is skipped."""
+        total = len(self.skips) * len(self.times)
+        return sum(sum(row) for row in self.skips.values()) / total if total else 0.0
+
+    def step(self, t: float) -> int:
+        """Which of the times ``t`` is; ValueError where it is none."""
+        i = min(range(len(self.times)), key=lambda i: abs(self.times[i] - t))
+        if abs(self.times[i] - t) > NEAR:
+            raise ValueError(f"the plan has no step at t = {t:.4f}; the nearest is {self.times[i]:.4f}")
+        return i
+
+    def fits(self, levels: Sequence[float]) -> None:
+        """ValueError unless the sampler's ``levels`` (with the final 0) are the plan's."""
+        own = list(levels[:-1])
+        if len(own) != len(self.times) or any(abs(a - b) > NEAR for a, b in zip(own, self.times)):
+            raise ValueError(
+                f"the plan is for {len(self.times)} steps from {self.times[0]:.3f} to {self.times[-1]:.3f}, "
+                f"the sampler takes {len(own)} from {own[0]:.3f} to {own[-1]:.3f}"
+            )
+
+    def drawn(self) -> str:
+        """Steps across, branches down; # is computed, . rests."""
+        wide = max(map(len, self.skips), default=0)
+        rows = (f"{n:{wide}}  {''.join('.' if s else '#' for s in row)}" for n, row in self.skips.items())
+        return "\n".join(rows)
+
+    def save(self, path: Path) -> None:
+        told = {"format": FORMAT, "times": self.times, "skips": {n: list(r) for n, r in self.skips.items()}}
+        with renamed(path) as temporary:
+            temporary.write_text(json.dumps(told, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """ValueError names the file."""
+        try:
+            told = json.loads(path.read_text())
+            assert told["format"] == FORMAT
+            skips = {str(n): tuple(map(bool, row)) for n, row in told["skips"].items()}
+            return cls(tuple(map(float, told["times"])), skips)
+        except (OSError, KeyError, TypeError, AttributeError, AssertionError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: not a readable lazy plan ({error})") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+class Decider(Protocol):
+    """keep(name, step, z) -> whether the branch is computed, for all rows or each of them (B,)."""
+
+    names: list[str]
+
+    def step(self, t: float) -> int: ...
+    def keep(self, name: str, step: int, z: Tensor) -> bool | Tensor: ...
+
+
+class ByPlan:
+    def __init__(self, plan: Plan):
+        self.plan, self.names, self.step = plan, list(plan.skips), plan.step
+
+    def keep(self, name: str, step: int, z: Tensor) -> bool:
+        return not self.plan.skips[name][step]
+
+
+class ByGates:
+    """``thresholds``: by the last part of a branch's name; 1/2 where there is none."""
+
+    def __init__(self, gates: Gates, times: Sequence[float], thresholds: Mapping[str, float] | None = None):
+        self.gates, self.names, self.thresholds = gates, gates.names, dict(thresholds or {})
+        self.step = Plan(tuple(times), {}).step
+
+    def keep(self, name: str, step: int, z: Tensor) -> Tensor:
+        return self.gates.keep(name, step, z) >= self.thresholds.get(name.rpartition(".")[2], 0.5)
+
+
+@dataclass
+class Calls:
+    """Rows of branches that were asked for and that were computed; what each decided, if it is kept."""
+
+    asked: int = 0
+    computed: int = 0
+    decided: dict[tuple[str, int], list[float]] | None = None  # share of rows that rested
+
+    @property
+    def laziness(self) -> float:
+        return 1 - self.computed / self.asked if self.asked else 0.0
+
+
+class Lazy:
+    """``by``: a Plan, or what decides. Weights are shared with ``model``; ``start`` for every trajectory."""
+
+    def __init__(self, model: nn.Module, by: Plan | Decider):
+        self.by: Decider = ByPlan(by) if isinstance(by, Plan) else by
+        known = dict(model.named_modules())
+        if unknown := [name for name in self.by.names if name not in known]:
+            raise ValueError(f"{type(model).__name__} has no branch {unknown[0]!r}, which the plan names")
+        self.network, self.hub = switched(model, self.by.names)
+
+    def start(self, calls: Calls | None = None) -> Denoiser:
+        kept: dict[str, Tensor] = {}
+        count = calls if calls is not None else Calls()
+
+        def denoiser(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+            step = self.by.step(float(t.flatten()[0]))
+
+            def rule(name: str, z: Tensor, compute: Compute) -> Tensor:
+                keep = torch.ones(len(z), dtype=torch.bool, device=z.device)
+                if name in kept:
+                    wanted = torch.as_tensor(self.by.keep(name, step, z), device=z.device)
+                    held = len(kept[name][: len(z)])
+                    keep[:held] = wanted.expand(len(z))[:held]
+                return settled(name, keep, compute, kept, count, step)
+
+            self.hub.rule = rule
+            try:
+                return self.network(x, t, cond)
+            finally:
+                self.hub.rule = None
+
+        return denoiser
+
+
+def settled(
+    name: str, keep: Tensor, compute: Compute, kept: dict[str, Tensor], count: Calls, step: int
+) -> Tensor:
+    """The output of a branch of whose rows ``keep`` are computed, and what is kept of it."""
+    rows = keep.nonzero()[:, 0]
+    count.asked, count.computed = count.asked + len(keep), count.computed + len(rows)
+    if count.decided is not None:
+        count.decided.setdefault((name, step), []).append(1 - len(rows) / len(keep))
+    if len(rows) == len(keep):
+        y = compute(None)
+    elif not len(rows):
+        y = kept[name][: len(keep)]
+    else:
+        new = compute(rows)
+        y = new.new_empty(len(keep), *new.shape[1:])
+        y[rows] = new
+        y[~keep] = kept[name][: len(keep)][~keep[: len(kept[name])]].to(new.dtype)
+    kept[name] = y
+    return y
+
+
+def alternating(names: Sequence[str], times: Sequence[float]) -> Plan:
+    """Everything rests at every second step: what training in pairs can reach at most."""
+    row = tuple(i % 2 == 1 for i in range(len(times)))
+    return Plan(tuple(times), dict.fromkeys(names, row))
+
+
+def planned(
+    decided: Mapping[tuple[str, int], Sequence[float]], names: Sequence[str], times: Sequence[float]
+) -> Plan:
+    """What gates have decided for most rows of some trajectories (Calls.decided), as a plan."""
+
+    def rests(name: str, step: int) -> bool:
+        shares = decided.get((name, step), (0.0,))
+        return step > 0 and sum(shares) / len(shares) > 0.5
+
+    return Plan(tuple(times), {n: tuple(rests(n, i) for i in range(len(times))) for n in names})
+
+
+def searched(
+    times: Sequence[float],
+    errors: Mapping[tuple[str, int], float],
+    costs: Mapping[str, float],
+    budget: float,
+) -> Plan:
+    """Greedy: skip what costs least error per millisecond until all calls together take ``budget`` ms.
+
+    ``errors``: of skipping one branch at one step alone; ``costs``: ms of a call of each branch. ValueError
+    where even the laziest plan takes longer.
+    """
+    names = list(costs)
+    total = sum(costs.values()) * len(times)
+    order = sorted((pair for pair in errors if pair[1] > 0), key=lambda pair: errors[pair] / costs[pair[0]])
+    skips = {name: [False] * len(times) for name in names}
+    for name, step in order:
+        if total <= budget:
+            break
+        skips[name][step] = True
+        total -= costs[name]
+    if total > budget:
+        raise ValueError(f"no plan takes {budget:g} ms or less: the laziest takes {total:.3g} ms")
+    return Plan(tuple(times), {name: tuple(row) for name, row in skips.items()})
+
+
+def measured(
+    model: nn.Module,
+    names: Sequence[str],
+    times: Sequence[float],
+    walk: Callable[[Denoiser], Tensor],
+) -> dict[tuple[str, int], float]:
+    """Mean squared change of what ``walk`` ends in when one branch rests at one step, for all of them."""
+    plain = walk(model)  # type: ignore[arg-type]
+    found = {}
+    for name in names:
+        for step in range(1, len(times)):
+            row = tuple(i == step for i in range(len(times)))
+            changed = walk(Lazy(model, Plan(tuple(times), {name: row})).start())
+            found[name, step] = float((changed - plain).square().mean())
+    return found
