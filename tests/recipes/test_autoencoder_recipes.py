@@ -182,7 +182,7 @@ def test_speed_goes_on_with_the_rows_that_are_missing(tmp_path, monkeypatch, cap
     assert len(json.loads((tmp_path / "speed.json").read_text())) == 1
     train(*flags)
     rows = json.loads((tmp_path / "speed.json").read_text())
-    assert measured == ["snapgen_4", "cut", "taesd", "sdxl"] and len(rows) == 3
+    assert measured == ["snapgen_4", "cut", "snapgen_4_fast", "taesd", "sdxl"] and len(rows) == 4
     capsys.readouterr()
     train(*flags, "--side", "64", code=2)
     assert "holds a run with --side 256, not 64" in capsys.readouterr().err

@@ -37,7 +37,10 @@ PAIRS: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
     "8x32x32": ((("H3AE", "8x32x32_c128"),), ("ltx-0.9",)),
     "1x32x32": ((("H3AE", "1x32x32"),), ("dc-ae-f32c32",)),
     # decoders for pictures, at twice the side
-    "1x8x8": ((("TinyDecoder", "snapgen_4"), ("TinyDecoder", "taesd")), ("sdxl",)),
+    "1x8x8": (
+        (("TinyDecoder", "snapgen_4"), ("TinyDecoder", "snapgen_4_fast"), ("TinyDecoder", "taesd")),
+        ("sdxl",),
+    ),
 }
 
 
