@@ -8,6 +8,7 @@ FOLDER/transformer/  text_encoder/  vae/
 FOLDER/decoder/                             a smaller decoder in place of the vae's own, if there is one
 FOLDER/tokenizer/tokenizer.json
 FOLDER/scheduler/scheduler_config.json      how the model wants to be sampled: see Schedule
+FOLDER/lazy/NAME.json                       plans of what to skip at which step, if any (compress/lazy.py)
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import store
+from .compress.lazy import Lazy, Plan
 from .data.latents import latents_hash as latents_hash
 from .diffusion import times
 from .diffusion.guidance import cfg
@@ -174,6 +176,7 @@ class Pipeline:
         self.transformer, self.text_encoder, self.vae = transformer, text_encoder, vae
         self.decoder = vae if decoder is None else decoder
         self.schedule = schedule.check("schedule")
+        self.plans: dict[str, Plan] = {}
         self.dtype = torch.float32
 
     @property
@@ -223,7 +226,9 @@ class Pipeline:
         matched(folder, parts, len(text.tokenizer))
         source = folder / "scheduler" / "scheduler_config.json"
         schedule = store.config_of(Schedule, store.read_json(source), source).check(str(source))
-        return cls(**parts, schedule=schedule)
+        made = cls(**parts, schedule=schedule)
+        made.plans = {path.stem: Plan.load(path) for path in sorted((folder / "lazy").glob("*.json"))}
+        return made
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the whole folder, or nothing."""
@@ -237,6 +242,9 @@ class Pipeline:
             (temporary / "scheduler").mkdir()
             config = {"_class_name": "Schedule", **asdict(self.schedule)}
             store.write_json(temporary / "scheduler" / "scheduler_config.json", config)
+            for name, plan in self.plans.items():
+                (temporary / "lazy").mkdir(exist_ok=True)
+                plan.save(temporary / "lazy" / f"{name}.json")
             index |= {"tokenizer": ["tokenizers", "Tokenizer"], "scheduler": ["pocketdiffusion", "Schedule"]}
             store.write_json(temporary / "model_index.json", index)
 
@@ -265,6 +273,15 @@ class Pipeline:
             wanted = replace(wanted, guidance=guidance)
         return wanted.check("generate")
 
+    def lazy(self, name: str) -> Plan:
+        """A plan by name. ValueError says which there are."""
+        if name not in self.plans:
+            known = (
+                f"it has {', '.join(self.plans)}" if self.plans else "it has none (pocket train lazy_scenes)"
+            )
+            raise ValueError(f"no lazy plan {name!r} for this pipeline; {known}")
+        return self.plans[name]
+
     @torch.no_grad()
     def sample(
         self,
@@ -276,9 +293,17 @@ class Pipeline:
         size: int | tuple[int, int] | None = None,
         first: int = 0,
         callback: Callable[[Step], None] | None = None,
+        lazy: Plan | None = None,
     ) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1]; picture i takes its noise from (seed, first + i) alone."""
+        """Pictures (B, 3, H, W) in [-1, 1]; picture i takes its noise from (seed, first + i) alone.
+
+        ``lazy``: what rests at which step; its times must be the sampler's.
+        """
         schedule = self.settings(steps, guidance)
+        network = self.transformer
+        if lazy is not None:
+            lazy.fits(schedule.levels().tolist())
+            network = Lazy(network, lazy).start()
         h, w = (side // self.vae.config.factor for side in self.sides(size))
         shape = (self.vae.config.channels, h, w)
 
@@ -289,7 +314,7 @@ class Pipeline:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             cond = self.text_encoder.embed(list(prompts))
             null = self.text_encoder.embed([negative])
-            model = cfg(self.transformer, null, schedule.guidance, schedule.interval)
+            model = cfg(network, null, schedule.guidance, schedule.interval)
             x, fresh = noise(0), noise if schedule.sampler == "renoise" else None
             for step in run(STEPS[schedule.sampler], model, x, schedule.levels(), cond, fresh):
                 x = step.x
@@ -308,6 +333,7 @@ class Pipeline:
         num_images: int = 1,
         batch: int = 16,
         callback: Callable[[Step], None] | None = None,
+        lazy: Plan | None = None,
     ) -> list[Image.Image]:
         """``num_images`` pictures for every prompt, in order. ``batch`` is how many are made at once."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -316,7 +342,7 @@ class Pipeline:
         every = [p for p in prompts for _ in range(num_images)]
         pictures: list[Image.Image] = []
         for i in range(0, len(every), batch):
-            part = self.sample(every[i : i + batch], negative, steps, guidance, seed, size, i, callback)
+            part = self.sample(every[i : i + batch], negative, steps, guidance, seed, size, i, callback, lazy)
             pictures += [to_pil(x) for x in part]
         return pictures
 

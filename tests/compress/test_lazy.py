@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from pocketdiffusion.cli.main import guarded
 from pocketdiffusion.compress.lazy import ByGates, Calls, Lazy, Plan, alternating, measured, planned, searched
 from pocketdiffusion.diffusion.guidance import cfg
 from pocketdiffusion.diffusion.samplers import euler, run
 from pocketdiffusion.diffusion.times import grid
 from pocketdiffusion.models import dit, elastic_dit, unet
 from pocketdiffusion.nn.gate import Gates, branches, widths
+from pocketdiffusion.pipeline import Pipeline
 from pocketdiffusion.types import Cond
 
 TIMES = tuple(grid(6)[:-1].tolist())
@@ -214,3 +216,35 @@ def test_errors_of_single_rests():
     found = measured(model, names, TIMES, lambda denoiser: sampled(denoiser, model))
     assert set(found) == {(n, i) for n in names for i in range(1, 6)}
     assert all(v > 0 for v in found.values())
+
+
+def test_plans_travel_with_the_pipeline(tiny_pipe, tmp_path):
+    levels = tiny_pipe.schedule.levels().tolist()
+    plan = alternating(branches(tiny_pipe.transformer), levels[:-1])
+    tiny_pipe.plans["half"] = plan
+    tiny_pipe.save_pretrained(tmp_path / "lazy")
+    again = Pipeline.from_pretrained(tmp_path / "lazy")
+    assert again.plans == {"half": plan} and again.lazy("half") == plan
+    full, lazy = again.sample(["two stars"]), again.sample(["two stars"], lazy=plan)
+    assert not torch.equal(full, lazy)
+    nothing = Plan(plan.times, dict.fromkeys(plan.skips, (False,) * len(plan.times)))
+    assert torch.equal(again.sample(["two stars"], lazy=nothing), full)
+    with pytest.raises(ValueError, match="no lazy plan 'most' for this pipeline; it has half"):
+        again.lazy("most")
+    with pytest.raises(ValueError, match="the sampler takes 2"):
+        again.sample(["two stars"], steps=2, lazy=plan)
+
+
+def test_generate_lazily(tiny_pipe, tmp_path, capsys):
+    tiny_pipe.plans["half"] = alternating(
+        branches(tiny_pipe.transformer), tiny_pipe.schedule.levels().tolist()[:-1]
+    )
+    tiny_pipe.save_pretrained(tmp_path / "lazy")
+    argv = ["generate", "a star", "--model", str(tmp_path / "lazy"), "--device", "cpu"]
+    assert guarded([*argv, "--lazy", "half", "-o", str(tmp_path / "a.png")]) == 0
+    assert (tmp_path / "a.png").exists()
+    capsys.readouterr()
+    assert guarded([*argv, "--lazy", "0.9", "-o", str(tmp_path / "b.png")]) == 2
+    assert "no lazy plan '0.9' for this pipeline; it has half" in capsys.readouterr().err
+    assert guarded([*argv, "--lazy", "half", "--steps", "2", "-o", str(tmp_path / "b.png")]) == 2
+    assert "the plan is for 3 steps" in capsys.readouterr().err

@@ -55,6 +55,8 @@ class Args:
     """A folder with another decoder of the same latents (pocket train tiny_decoder)."""
     width: str | None = None
     """Of an elastic model: one of its widths by name; default: the full one."""
+    lazy: str | None = None
+    """A plan of the pipeline's, by name: branches that rest at some steps (pocket train lazy_scenes)."""
     step_ms: float | None = None
     """Of an elastic model: the widest that takes at most this long per call, by the table --costs."""
     costs: Path | None = None
@@ -109,8 +111,8 @@ def check(args: Args) -> list[str]:
         raise ValueError("--step-ms and --costs FILE choose a width together: give both or none")
     if args.step_ms is not None and args.width is not None:
         raise ValueError("--width and --step-ms both choose a width: give one of them")
-    if args.bundle and (args.width or args.costs or args.decoder):
-        raise ValueError(f"--bundle {args.bundle}: was exported with its own width and decoder")
+    if args.bundle and (args.width or args.costs or args.decoder or args.lazy):
+        raise ValueError(f"--bundle {args.bundle}: is run as exported, without --width, --decoder and --lazy")
     if args.out.suffix.lower() not in ("", ".png"):
         raise ValueError(f"-o {args.out}: expected NAME.png, or a folder without a suffix")
     if args.grid and not args.out.suffix:
@@ -165,6 +167,7 @@ def from_model(args: Args, prompts: list[str]) -> tuple[list[Image.Image], dict[
             num_images=args.num_images,
             batch=batch,
             callback=lambda step: bar.update(),
+            lazy=pipe.lazy(args.lazy) if args.lazy else None,
         )
     used = {"steps": steps, "guidance": schedule.guidance, "model": args.model}
     return pictures, used | ({"width": width} if width else {})

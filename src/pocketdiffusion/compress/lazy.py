@@ -112,9 +112,12 @@ class ByGates:
     def __init__(self, gates: Gates, times: Sequence[float], thresholds: Mapping[str, float] | None = None):
         self.gates, self.names, self.thresholds = gates, gates.names, dict(thresholds or {})
         self.step = Plan(tuple(times), {}).step
+        self.seen: dict[tuple[str, int], list[float]] = {}  # mean k of every call
 
     def keep(self, name: str, step: int, z: Tensor) -> Tensor:
-        return self.gates.keep(name, step, z) >= self.thresholds.get(name.rpartition(".")[2], 0.5)
+        k = self.gates.keep(name, step, z)
+        self.seen.setdefault((name, step), []).append(float(k.mean()))
+        return k >= self.thresholds.get(name.rpartition(".")[2], 0.5)
 
 
 @dataclass
@@ -201,6 +204,26 @@ def planned(
         return step > 0 and sum(shares) / len(shares) > 0.5
 
     return Plan(tuple(times), {n: tuple(rests(n, i) for i in range(len(times))) for n in names})
+
+
+def ranked(
+    seen: Mapping[tuple[str, int], Sequence[float]],
+    names: Sequence[str],
+    times: Sequence[float],
+    laziness: float,
+) -> Plan:
+    """A plan as lazy as that, of the branches and steps whose gates had the lowest k (ByGates.seen).
+
+    Those at exactly 1/2 were never trained and stay. ValueError where there are too few of the others.
+    """
+    means = {pair: sum(ks) / len(ks) for pair, ks in seen.items() if pair[1] > 0}
+    order = sorted((pair for pair, k in means.items() if k != 0.5), key=lambda pair: means[pair])
+    wanted = round(laziness * len(names) * len(times))
+    if wanted > len(order):
+        most = len(order) / len(names) / len(times)
+        raise ValueError(f"laziness {laziness:g}: gates were trained for {most:.2g} of all calls at most")
+    rests = set(order[:wanted])
+    return Plan(tuple(times), {n: tuple((n, i) in rests for i in range(len(times))) for n in names})
 
 
 def searched(
