@@ -1,0 +1,93 @@
+"""How many of what a prompt asks for: numbers in words and digits, and the nouns behind them.
+
+    targets("three red circles, a blue square and no stars")
+        -> [Target("red circle", 3), Target("blue square", 1), Target("star", 0)]
+
+A phrase runs from its number to the next conjunction, preposition or comma; its noun is put in the singular.
+"a picture of" and "on a white background" ask for nothing. English only; what has no number has no target.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    return tuple(re.findall("[a-z]+", text))
+
+
+WORDS = words_of("no one two three four five six seven eight nine ten eleven twelve")
+NUMBERS = {word: i for i, word in enumerate(WORDS)} | {"zero": 0, "a": 1, "an": 1, "single": 1}
+PAIRS = {"pair": 2, "couple": 2, "dozen": 12}
+STOP = {
+    *words_of("and or with without of on in at to by from next near beside behind above below over under"),
+    *words_of("left right between inside outside that which is are while against"),
+}
+NOTHING = {*words_of("picture image photo photograph drawing painting background scene view")}
+# nouns whose singular no rule finds
+ODD = {"people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse"}
+ODD |= {"feet": "foot", "geese": "goose", "teeth": "tooth", "leaves": "leaf", "wolves": "wolf"}
+SAME = {*words_of("sheep deer fish glasses scissors bus")}
+
+
+@dataclass(frozen=True)
+class Target:
+    """``phrase``: words as they stand, the noun last and in the singular."""
+
+    phrase: str
+    count: int
+
+    @property
+    def noun(self) -> str:
+        return self.phrase.split()[-1]
+
+
+def singular(noun: str) -> str:
+    if noun in ODD:
+        return ODD[noun]
+    if noun in SAME or noun.endswith("ss") or len(noun) < 3:
+        return noun
+    if noun.endswith("ies") and len(noun) > 4:
+        return noun[:-3] + "y"
+    if re.search(r"(s|x|z|ch|sh)es$", noun):
+        return noun[:-2]
+    return noun[:-1] if noun.endswith("s") else noun
+
+
+def number(word: str) -> int | None:
+    return int(word) if word.isdigit() else NUMBERS.get(word)
+
+
+def targets(prompt: str) -> list[Target]:
+    """In the order of the prompt; the same phrase twice adds up."""
+    words, found, i = re.findall(r"[a-z]+|\d+|[,.;:]", prompt.lower()), {}, 0
+    while i < len(words):
+        count = number(words[i])
+        i += 1
+        if count is None:
+            continue
+        if i < len(words) and words[i] in PAIRS:
+            count, i = count * PAIRS[words[i]], i + 1
+            i += i < len(words) and words[i] == "of"
+        start = i
+        while i < len(words) and words[i].isalpha() and words[i] not in STOP and number(words[i]) is None:
+            i += 1
+        phrase = words[start:i]
+        if phrase and not NOTHING & set(phrase):
+            said = " ".join([*phrase[:-1], singular(phrase[-1])])
+            found[said] = found.get(said, 0) + count
+    return [Target(phrase, count) for phrase, count in found.items()]
+
+
+def given(flags: Sequence[str]) -> list[Target]:
+    """Targets from NAME=NUMBER, such as "red circles=3"."""
+    made = []
+    for flag in flags:
+        name, _, count = flag.partition("=")
+        words = name.lower().split()
+        if not words or not count.strip().isdigit():
+            raise ValueError(f'--count {flag!r}: expected NAME=NUMBER, such as "red circles=3"')
+        made.append(Target(" ".join([*words[:-1], singular(words[-1])]), int(count)))
+    return made

@@ -1,0 +1,61 @@
+"""What prompts ask for."""
+
+import random
+
+import pytest
+
+from pocketdiffusion.data.scenes import TRAIN_WORLD, Scenes
+from pocketdiffusion.text.numbers import Target, given, singular, targets
+
+each = pytest.mark.parametrize
+
+
+@each(
+    "prompt, wanted",
+    [
+        ("three red circles and a blue square", {"red circle": 3, "blue square": 1}),
+        ("a picture of 2 small stars on a white background", {"small star": 2}),
+        ("an image of one heart, no crosses and 12 rings", {"heart": 1, "cross": 0, "ring": 12}),
+        ("a pair of shoes next to two dozen eggs", {"shoe": 2, "egg": 24}),
+        ("a couple of puppies", {"puppy": 2}),
+        ("A Blue Square to the left of a striped green heart", {"blue square": 1, "striped green heart": 1}),
+        ("four wooden boxes with six glasses inside", {"wooden box": 4, "glasses": 6}),
+        ("five people and three children", {"person": 5, "child": 3}),
+        ("a cat and a cat", {"cat": 2}),
+        ("sunset over the sea", {}),
+        ("", {}),
+    ],
+)
+def test_targets(prompt, wanted):
+    assert {t.phrase: t.count for t in targets(prompt)} == wanted
+
+
+def test_order_and_noun():
+    found = targets("two stars, one red ring")
+    assert found == [Target("star", 2), Target("red ring", 1)] and found[1].noun == "ring"
+
+
+@each(
+    "plural, one",
+    [("crosses", "cross"), ("buses", "bus"), ("berries", "berry"), ("ties", "tie"), ("bus", "bus")],
+)
+def test_singular(plural, one):
+    assert singular(plural) == one
+
+
+def test_every_caption_of_the_world_is_read_right():
+    """The drawn world knows what it says."""
+    world, wrong = Scenes(TRAIN_WORLD, 64, 64), []
+    for step in range(4):
+        for spec in world.specs(random.Random(0).randint(0, 99), step):
+            wanted = len(spec.things)
+            if sum(t.count for t in targets(spec.caption)) != wanted:
+                wrong.append(spec.caption)
+    assert not wrong
+
+
+def test_counts_that_are_given():
+    assert given(["red circles=3", "Stars = 0"]) == [Target("red circle", 3), Target("star", 0)]
+    for flag in ("circles", "=3", "circles=many", "circles=-1"):
+        with pytest.raises(ValueError, match="expected NAME=NUMBER"):
+            given([flag])
