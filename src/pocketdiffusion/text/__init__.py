@@ -4,6 +4,6 @@ A text encoder has ``embed(texts) -> Cond`` (types.TextEncoder); CLIP, T5 and Ge
 ``teachers/``.
 
     tokenizer.py    Byte-level BPE: strings -> token numbers and a mask.
-    numbers.py      How many of what a prompt asks for: numbers in words and digits, and the nouns behind them.
+    numbers.py      How many of what a prompt asks for: numbers in words and digits, and their nouns.
     encoder.py      TextTransformer: a small bidirectional text encoder, trained with the denoiser.
 """

@@ -1,4 +1,4 @@
-"""How many of what a prompt asks for: numbers in words and digits, and the nouns behind them.
+"""How many of what a prompt asks for: numbers in words and digits, and their nouns.
 
     targets("three red circles, a blue square and no stars")
         -> [Target("red circle", 3), Target("blue square", 1), Target("star", 0)]
