@@ -69,8 +69,12 @@ def test_every_flag_in_documents_and_docstrings_exists(line):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "argv",
-    # those with a bundle need one first: tests/export has them
-    [a for a in commands(ROOT / "README.md") if a[0] in ("generate", "info") and "--bundle" not in a],
+    # those with a bundle, or a model of one's own, need it first: tests/export and tests/recipes have them
+    [
+        a
+        for a in commands(ROOT / "README.md")
+        if a[0] in ("generate", "info") and not {"--bundle", "--model"} & {*a}
+    ],
 )
 def test_short_commands_of_the_readme_run(argv, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

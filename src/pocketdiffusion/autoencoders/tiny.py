@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from ..nn.causal import Chain, Frames, State, TimeUp
 from ..nn.conv import UpNearest
+from ..nn.norm import GroupNorm
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Block(nn.Module):
         self.depth1 = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.point1 = nn.Conv2d(width, wide, 1, bias=False)
         self.depth2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
-        self.norm = nn.GroupNorm(groups, wide)
+        self.norm = GroupNorm(groups, wide)
         self.point2 = nn.Conv2d(wide, width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,7 +126,7 @@ class TinyDecoder(nn.Module):
                 PlainBlock(width) if c.plain else Block(width, c.expansion, c.groups)
                 for _ in range(c.blocks[level])
             ]
-        tail: list[nn.Module] = [] if c.plain else [nn.GroupNorm(c.groups, c.widths[0]), nn.SiLU()]
+        tail: list[nn.Module] = [] if c.plain else [GroupNorm(c.groups, c.widths[0]), nn.SiLU()]
         stages.append(nn.Sequential(*tail, nn.Conv2d(c.widths[0], 3, 3, padding=1)))
         if c.double:
             self.stages: nn.Module = Chain(*(s if isinstance(s, TimeUp) else Frames(s) for s in stages))
@@ -134,7 +135,7 @@ class TinyDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         if not self.config.double and z.ndim == 5:
-            return self.stages(z.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(z), -1)).transpose(1, 2)
+            return self(z.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(z), -1)).transpose(1, 2)
         if self.config.double and z.ndim == 4:
             return self.stages(z[:, :, None])[:, :, 0]
         if z.ndim == 4 and z.device.type == "cpu" and not torch.compiler.is_compiling():

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from ..nn.attention.full import Attention, Core
 from ..nn.attention.global_local import GlobalLocal
 from ..nn.mlp import GEGLU, MLP
-from ..nn.norm import LayerNorm, RMSNorm, affine
+from ..nn.norm import GroupNorm, LayerNorm, RMSNorm, affine
 
 Rules = Mapping[type[nn.Module], Callable[[nn.Module], nn.Module]]
 
@@ -218,7 +218,12 @@ def gelu(x: Tensor) -> Tensor:
 
 
 ATTENTION: Rules = {Attention: SplitAttention, GlobalLocal: split_global_local, Core: FoldedCore}
-NORMS: Rules = {RMSNorm: SummedRMSNorm, LayerNorm: SummedLayerNorm, nn.GroupNorm: FlatGroupNorm}
+NORMS: Rules = {
+    RMSNorm: SummedRMSNorm,
+    LayerNorm: SummedLayerNorm,
+    GroupNorm: FlatGroupNorm,
+    nn.GroupNorm: FlatGroupNorm,
+}
 TIME: Rules = {nn.Conv3d: FlatConv3d}
 GELU: Rules = {MLP: SigmoidMLP, GEGLU: SigmoidGEGLU}
 

@@ -13,7 +13,7 @@ inside a network, ``axes`` makes a smaller network out of a bigger one.
     merge.py        Tokens merged by cells of 2 x 2 and back, and a stream that meets an earlier one (U-ViT).
     mlp.py          Feed-forward layers: MLP (tanh-approximated GELU) and GEGLU.
     modulation.py   adaLN-single: one projection of the time embedding, a small table per block.
-    norm.py         RMSNorm and LayerNorm with fp32 statistics.
+    norm.py         RMSNorm and LayerNorm with fp32 statistics, GroupNorm that is exact in any memory format.
     projector.py    Features of one network in the width and on the grid of another's.
     residual.py     Residual convolutions that are told the time: dense, or separable and expanded (SnapGen).
     rope.py         Rotary position embedding in one, two or three dimensions.
