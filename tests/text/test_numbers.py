@@ -30,6 +30,11 @@ def test_targets(prompt, wanted):
     assert {t.phrase: t.count for t in targets(prompt)} == wanted
 
 
+def test_where_the_noun_stands():
+    prompt = "Two Red circles and one Green ring"
+    assert [prompt[slice(*t.where)] for t in targets(prompt)] == ["circles", "ring"]
+
+
 def test_order_and_noun():
     found = targets("two stars, one red ring")
     assert found == [Target("star", 2), Target("red ring", 1)] and found[1].noun == "ring"
@@ -37,7 +42,14 @@ def test_order_and_noun():
 
 @each(
     "plural, one",
-    [("crosses", "cross"), ("buses", "bus"), ("berries", "berry"), ("ties", "tie"), ("bus", "bus")],
+    [
+        ("crosses", "cross"),
+        ("buses", "bus"),
+        ("berries", "berry"),
+        ("ties", "tie"),
+        ("bus", "bus"),
+        ("houses", "house"),
+    ],
 )
 def test_singular(plural, one):
     assert singular(plural) == one

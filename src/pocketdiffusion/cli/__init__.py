@@ -18,6 +18,7 @@ ValueError (exit code 2), trouble with the machine OSError or RuntimeError (exit
     autoencoder.py  Which autoencoder a flag means: a shipped name, a folder of ours, or a diffusers one.
     reconstruct.py  pocket reconstruct: a picture or video through an autoencoder, beside the original.
     through.py      Frames through an autoencoder and back, in chunks: padded, tiled, streamed.
+    counting.py     Count correction of a pipeline: what is asked for, a counter, words that attention sees.
     films.py        What a path holds: a picture, a video, or the pictures of a folder.
     judge.py        One row of numbers per autoencoder, over a data set.
     compare.py      Frames beside what became of them: panels to look at, and numbers.

@@ -57,6 +57,12 @@ class Args:
     """Of an elastic model: one of its widths by name; default: the full one."""
     lazy: str | None = None
     """A plan of the pipeline's, by name: branches that rest at some steps (pocket train lazy_scenes)."""
+    count_correct: bool = False
+    """Look at the picture half-way, count, and sample again what is too much or missing."""
+    count: tuple[str, ...] = ()
+    """With --count-correct: what to count, "red circles=3", in place of the prompt's own numbers."""
+    show_correction: Path | None = None
+    """With --count-correct: also a PNG of before, mask and after."""
     step_ms: float | None = None
     """Of an elastic model: the widest that takes at most this long per call, by the table --costs."""
     costs: Path | None = None
@@ -113,6 +119,10 @@ def check(args: Args) -> list[str]:
         raise ValueError("--width and --step-ms both choose a width: give one of them")
     if args.bundle and (args.width or args.costs or args.decoder or args.lazy):
         raise ValueError(f"--bundle {args.bundle}: is run as exported, without --width, --decoder and --lazy")
+    if (args.count or args.show_correction) and not args.count_correct:
+        raise ValueError("--count and --show-correction belong to --count-correct")
+    if args.count_correct and (args.bundle or args.lazy or args.size):
+        raise ValueError("--count-correct: runs without --bundle, --lazy and --size")
     if args.out.suffix.lower() not in ("", ".png"):
         raise ValueError(f"-o {args.out}: expected NAME.png, or a folder without a suffix")
     if args.grid and not args.out.suffix:
@@ -155,6 +165,12 @@ def from_model(args: Args, prompts: list[str]) -> tuple[list[Image.Image], dict[
     pipe = opened(args.model, args.decoder, width).to(choose(args.device), precision(args.dtype))
     schedule = pipe.settings(args.steps, args.guidance)
     steps, batch = len(schedule.levels()) - 1, 16
+    if args.count_correct:
+        return with_counts(args, prompts, pipe), {
+            "steps": steps,
+            "guidance": schedule.guidance,
+            "model": args.model,
+        }
     total = -(-len(prompts) * args.num_images // batch) * steps
     with tqdm(total=total, desc="steps", delay=2, disable=None) as bar:
         pictures = pipe(
@@ -171,6 +187,26 @@ def from_model(args: Args, prompts: list[str]) -> tuple[list[Image.Image], dict[
         )
     used = {"steps": steps, "guidance": schedule.guidance, "model": args.model}
     return pictures, used | ({"width": width} if width else {})
+
+
+def with_counts(args: Args, prompts: list[str], pipe: Any) -> list[Image.Image]:
+    """One picture after the other, with a line for each."""
+    import torch
+
+    from ..pipeline import to_pil
+    from .counting import Looking
+
+    pipe.schedule = pipe.settings(args.steps, args.guidance)
+    looking, pictures, shown = Looking(pipe), [], []
+    for i, prompt in enumerate(p for p in prompts for _ in range(args.num_images)):
+        made = looking(prompt, args.count, args.negative, args.seed, i)
+        print(f"{prompt}: {made.line()}")
+        pictures.append(to_pil(made.picture))
+        shown.append(made.shown)
+    if args.show_correction:
+        with renamed(args.show_correction) as temporary:
+            to_pil(torch.cat(shown, 1)).save(temporary, "PNG")
+    return pictures
 
 
 def bundle_of(folder: Path, threads: int | None = None, sequential: bool = False) -> Bundle:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 
 def words_of(text: str) -> tuple[str, ...]:
@@ -28,7 +28,14 @@ STOP = {
 NOTHING = {*words_of("picture image photo photograph drawing painting background scene view")}
 # nouns whose singular no rule finds
 ODD = {"people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse"}
-ODD |= {"feet": "foot", "geese": "goose", "teeth": "tooth", "leaves": "leaf", "wolves": "wolf"}
+ODD |= {
+    "feet": "foot",
+    "geese": "goose",
+    "teeth": "tooth",
+    "leaves": "leaf",
+    "wolves": "wolf",
+    "buses": "bus",
+}
 SAME = {*words_of("sheep deer fish glasses scissors bus")}
 
 
@@ -38,6 +45,7 @@ class Target:
 
     phrase: str
     count: int
+    where: tuple[int, int] = field(default=(0, 0), compare=False)  # of the noun in the prompt, characters
 
     @property
     def noun(self) -> str:
@@ -51,7 +59,7 @@ def singular(noun: str) -> str:
         return noun
     if noun.endswith("ies") and len(noun) > 4:
         return noun[:-3] + "y"
-    if re.search(r"(s|x|z|ch|sh)es$", noun):
+    if re.search(r"(ss|x|zz|ch|sh)es$", noun):
         return noun[:-2]
     return noun[:-1] if noun.endswith("s") else noun
 
@@ -62,7 +70,9 @@ def number(word: str) -> int | None:
 
 def targets(prompt: str) -> list[Target]:
     """In the order of the prompt; the same phrase twice adds up."""
-    words, found, i = re.findall(r"[a-z]+|\d+|[,.;:]", prompt.lower()), {}, 0
+    pieces = list(re.finditer(r"[a-z]+|\d+|[,.;:]", prompt.lower()))
+    words, i = [piece.group() for piece in pieces], 0
+    found: dict[str, Target] = {}
     while i < len(words):
         count = number(words[i])
         i += 1
@@ -77,8 +87,9 @@ def targets(prompt: str) -> list[Target]:
         phrase = words[start:i]
         if phrase and not NOTHING & set(phrase):
             said = " ".join([*phrase[:-1], singular(phrase[-1])])
-            found[said] = found.get(said, 0) + count
-    return [Target(phrase, count) for phrase, count in found.items()]
+            first = found.get(said, Target(said, 0, pieces[i - 1].span()))
+            found[said] = replace(first, count=first.count + count)
+    return list(found.values())
 
 
 def given(flags: Sequence[str]) -> list[Target]:

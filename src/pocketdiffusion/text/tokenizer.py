@@ -67,6 +67,11 @@ class Tokenizer:
         padded = torch.tensor([r + [0] * (n - len(r)) for r in rows])
         return padded, torch.arange(n)[None] < torch.tensor([len(r) for r in rows])[:, None]
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where in ``text`` each token of its row comes from, in characters; of <s> and </s> nothing."""
+        pieces = self.inner.encode(text).offsets[: self.length - 2]
+        return [(0, 0), *pieces, (0, 0)]
+
     def save(self, folder: Path) -> None:
         with renamed(folder / FILE) as temporary:
             temporary.write_text(self.inner.to_str(pretty=True), encoding="utf-8")

@@ -1,0 +1,89 @@
+"""pocket generate --count-correct: what is printed and written, and what is refused."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pocketdiffusion.cli.counting import Looking, asked, scene_counter, words_of
+from pocketdiffusion.cli.main import guarded
+from pocketdiffusion.data.scenes import EVAL_WORLD, Scenes
+from pocketdiffusion.pipeline import Schedule
+from pocketdiffusion.text.numbers import targets
+
+
+@pytest.fixture
+def slow_pipe(tiny_pipe):
+    tiny_pipe.schedule = Schedule(steps=20, guidance=2.0, size=32)
+    return tiny_pipe
+
+
+def test_the_counter_answers_to_words():
+    batch = Scenes(EVAL_WORLD, 24, 64)(5, 0)
+    counter = scene_counter()
+    hits = []
+    for picture, truth in zip(batch.x, batch.truth):
+        for thing in truth:
+            phrases = [thing.shape, f"{thing.colour} {thing.shape}", f"small {thing.colour} {thing.shape}"]
+            found = counter(picture[None], phrases)[0]
+            wanted = [sum(t.shape == thing.shape for t in truth)]
+            wanted += [sum((t.shape, t.colour) == (thing.shape, thing.colour) for t in truth)] * 2
+            hits.append([len(found[p]) for p in phrases] == wanted)
+    assert np.mean(hits) > 0.9
+    with pytest.raises(ValueError, match=r"does not know 'red lighthouse'; it knows .*circle"):
+        counter(batch.x[:1], ["red lighthouse"])
+
+
+def test_words_that_attention_looks_at(tiny_pipe):
+    prompt = "a red circle and two green stars"
+    wanted = targets(prompt)
+    found, spans = words_of(tiny_pipe, prompt, wanted), tiny_pipe.text_encoder.tokenizer.spans(prompt)
+    for target, word in zip(wanted, ("circle", "stars")):
+        assert "".join(prompt[slice(*spans[i])] for i in found[target.phrase]).strip() == word
+
+
+def test_what_is_asked_for():
+    counter = scene_counter()
+    found = asked("five red circles", ["red circles=3"], counter)
+    assert [(t.phrase, t.count) for t in found] == [("red circle", 3)] and found[0].where != (0, 0)
+    for prompt, flags, message in (
+        ("red circles", [], "no count to correct"),
+        ("two lighthouses", [], "does not know 'lighthouse'"),
+        ("two stars", ["rings=1"], "does not speak of it"),
+        ("two stars", ["rings"], "expected NAME=NUMBER"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            asked(prompt, flags, counter)
+
+
+def test_a_right_count_gives_the_same_picture(slow_pipe):
+    """The tiny pipeline draws nothing that is seen: none is right."""
+    plain = slow_pipe.sample(["no stars"], seed=3)
+    made = Looking(slow_pipe)("no stars", seed=3)
+    assert not made.changed and made.found == {"star": 0}
+    assert (made.picture - plain[0]).abs().max() < 1e-5
+
+
+def test_generate(slow_pipe, tmp_path, capsys):
+    slow_pipe.save_pretrained(tmp_path / "pipe")
+    argv = [
+        "generate",
+        "two red circles",
+        "--model",
+        str(tmp_path / "pipe"),
+        "--device",
+        "cpu",
+        "--count-correct",
+    ]
+    out, shown = tmp_path / "a.png", tmp_path / "shown.png"
+    assert guarded([*argv, "-o", str(out), "--show-correction", str(shown)]) == 0
+    line = capsys.readouterr().out
+    assert "found 0 red circle, wanted 2 red circle; corrected, finished with" in line
+    assert Image.open(out).size == (32, 32) and Image.open(shown).size == (96, 32)
+    for flags, message in (
+        (["--steps", "4"], "4 steps leave nothing to go back to"),
+        (["--lazy", "x"], "runs without --bundle, --lazy and --size"),
+    ):
+        assert guarded([*argv, "-o", str(tmp_path / "b.png"), *flags]) == 2
+        assert message in capsys.readouterr().err
+    assert guarded([*argv[:-1], "--count", "star=1", "-o", str(tmp_path / "b.png")]) == 2
+    assert "belong to --count-correct" in capsys.readouterr().err
