@@ -1,5 +1,7 @@
 """Lazy recipes run for a few steps."""
 
+import json
+
 import pytest
 
 from pocketdiffusion.cli.main import guarded
@@ -36,3 +38,21 @@ def test_lazy_scenes(tiny_folder, tmp_path, capsys):
 def test_what_is_refused(flags, message, tiny_folder, tmp_path, capsys):
     assert run("--model", tiny_folder, "--out", tmp_path / "run", *flags) == 2
     assert message in capsys.readouterr().err
+
+
+def test_lazy_claims(tiny_folder, tmp_path, capsys):
+    flags = ["--model", tiny_folder, "--out", tmp_path / "run", "--sampled", "6", "--laziness", "0.2"]
+    flags += ["--steps", "16", "--batch", "2", "--bf16", "False", "--looked", "16", "--seeds", "0"]
+    flags += ["--pictures", "32", "--prompts", "0"]
+    arms = ["full", "gates", "own", "alternating", "attn", "mlp", "fewer"]
+    argv = ["train", "lazy_claims", *map(str, flags)]
+    assert guarded([*argv, "--arms", *arms]) == 0
+    kept = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "run").glob("*-0.json")}
+    assert len(kept) == 7
+    assert kept["full-6-0"]["calls"] == 1 and kept["fewer-6-0.2-0"]["calls"] == 0.8
+    assert kept["alternating-6-0"]["calls"] == 0.5
+    assert kept["gates-6-0.2-0"]["calls"] == pytest.approx(0.8, abs=0.03)
+    table = capsys.readouterr().out
+    assert "gates-6-0.2 - fewer-6-0.2" in table
+    assert guarded([*argv, "--arms", "none"]) == 2
+    assert "expected some of" in capsys.readouterr().err
