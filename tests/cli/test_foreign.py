@@ -337,7 +337,7 @@ def test_a_student_that_reads_other_text_is_refused(student, tmp_path):
 
 
 def test_where_pipelines_of_ours_are_wanted_others_are_told(folders, student, capsys, tmp_path):
-    told = "with parts of diffusers; pocket info, bench, export and cache take it"
+    told = "with parts of diffusers; pocket info, generate, bench, export and cache take it"
     for folder, kind in ((folders("sd3"), "StableDiffusion3Pipeline"), (student[0], "SnapGenPipeline")):
         with pytest.raises(ValueError, match=rf"{folder}: a {kind}, {told}$"):
             Pipeline.from_pretrained(folder)

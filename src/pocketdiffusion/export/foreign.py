@@ -64,7 +64,7 @@ def opened(model: str | Path, decoder: str | Path | None = None, width: str | No
     """
     folder = find(model)
     if not foreign.is_foreign(folder):
-        return Pipeline.from_pretrained(folder, decoder, width)
+        return Pipeline.from_pretrained(model, decoder, width)
     if width is not None:
         raise ValueError(f"{model}: a pipeline of diffusers has one width, there is no {width!r}")
     made = student(folder) if foreign.kind_of(folder) == foreign.STUDENT else foreign.load(folder)
