@@ -368,5 +368,5 @@ def test_what_the_claims_refuse(tmp_path, capsys):
 def test_a_student_that_is_no_denoiser_is_refused(recipe, tiny_folder, tmp_path, capsys):
     argv = ["train", recipe, "--student", "AutoencoderKL", "--preset", "smoke", "--teacher", tiny_folder]
     assert guarded([*map(str, argv), "--out", str(tmp_path)]) == 2
-    told = "--student AutoencoderKL: expected the class of a denoiser: DiT, UNet"
+    told = "--student AutoencoderKL: expected the class of a denoiser: DiT, UNet, ElasticDiT"
     assert capsys.readouterr().err == f"pocket: error: {told}\n"

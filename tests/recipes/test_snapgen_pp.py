@@ -125,7 +125,8 @@ def test_kdmd_scenes_teaches_every_width(elastic, few, tiny_folder, tmp_path, ca
         assert torch.equal(value, after.full.state_dict()[name])
     made = Pipeline.from_pretrained(tmp_path / "run" / "pipeline", width="half")
     assert len(made.schedule.times) == 4 and made("a star")[0].size == (32, 32)
-    again = refused(capsys, "train", "kdmd_scenes", *flags, "--model", tmp_path / "run" / "pipeline")
+    flags += ["--model", tmp_path / "run" / "pipeline", "--out", tmp_path / "again"]
+    again = refused(capsys, "train", "kdmd_scenes", *flags)
     assert "has few steps already" in again
 
 
@@ -160,10 +161,10 @@ def test_claims(claim, count, tiny_folder, tmp_path, capsys):
 
 def test_claims_of_distribution_matching(few, tiny_folder, tmp_path, capsys):
     flags = [*CLAIM[:-2], "--teacher", tiny_folder, "--student", tiny_folder, "--out", tmp_path]
-    flags += ["--pictures", "32", "--prompts", "1", "--rates", "1e-4", "1e-3"]
+    flags += ["--pictures", "32", "--prompts", "1", "--rates", "1e-4", "1e-3", "--ratio", "1"]
     line = refused(capsys, "train", "snapgen_pp_claims", "distribution", *flags)
     assert "--few-step-teacher: K-DMD needs one" in line
-    train("snapgen_pp_claims", "distribution", *flags, "--few-step-teacher", few, "--ratio", "1")
+    train("snapgen_pp_claims", "distribution", *flags, "--few-step-teacher", few)
     names = {p.stem for p in (tmp_path / "distribution").glob("*.json")}
     assert names == {"dmd@0.0001-0", "kdmd@0.0001-0", "dmd@0.001-0", "kdmd@0.001-0", "teacher-0"}
     assert "expected attention, elastic, distribution" in refused(

@@ -61,7 +61,11 @@ class Args:
 def student_of(kind: str, preset: str, teacher: Pipeline) -> Any:
     """A fresh denoiser for the teacher's latents and text."""
     store.kind(kind)
-    denoisers = [name for name, (module, _) in store.KINDS.items() if module.startswith("models.")]
+    denoisers = [
+        name
+        for name, (module, _) in store.KINDS.items()
+        if module.startswith("models.") and hasattr(getattr(store.kind(name), name), "BLOCKS")
+    ]
     if kind not in denoisers:
         raise ValueError(f"--student {kind}: expected the class of a denoiser: {', '.join(denoisers)}")
     config, width = store.preset(kind, preset), teacher.text_encoder.config.dim
