@@ -164,13 +164,17 @@ class DiT(nn.Module):
 
     def example(self, batch: int = 2, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Cond]:
         """Inputs that tests, bench and exporters use."""
-        g = torch.Generator().manual_seed(0)
-        config = self.config
-        x = torch.randn(batch, config.channels, config.side, config.side, generator=g)
-        tokens = torch.randn(batch, 12, config.text, generator=g)
-        mask = torch.arange(12)[None] < torch.tensor([12, 7])[torch.arange(batch) % 2, None]
-        t = torch.linspace(0.9, 0.1, batch)
-        return x.to(device), t.to(device), Cond(tokens, mask).to(device)
+        return pictures_and_text(self.config, batch, device)
+
+
+def pictures_and_text(config: Any, batch: int, device: torch.device | str) -> tuple[Tensor, Tensor, Cond]:
+    """Seeded inputs by the config's channels, side and width of text; captions of two lengths."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, config.channels, config.side, config.side, generator=g)
+    tokens = torch.randn(batch, 12, config.text, generator=g)
+    mask = torch.arange(12)[None] < torch.tensor([12, 7])[torch.arange(batch) % 2, None]
+    t = torch.linspace(0.9, 0.1, batch)
+    return x.to(device), t.to(device), Cond(tokens, mask).to(device)
 
 
 def patches(x: Tensor, p: int) -> Tensor:

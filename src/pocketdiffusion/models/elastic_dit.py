@@ -30,7 +30,7 @@ from ..nn.modulation import SharedModulation, Table, modulate
 from ..nn.norm import LayerNorm, RMSNorm
 from ..nn.time import TimeEmbedding
 from ..types import Cond
-from .dit import Width, patches, per_block, pixels
+from .dit import Width, patches, per_block, pictures_and_text, pixels
 
 ATTENTION = ("assa", "full", "global", "local")  # of Down and Up
 
@@ -326,13 +326,7 @@ class ElasticDiT(nn.Module):
 
     def example(self, batch: int = 2, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Cond]:
         """Inputs that tests, bench and exporters use."""
-        g = torch.Generator().manual_seed(0)
-        config = self.config
-        x = torch.randn(batch, config.channels, config.side, config.side, generator=g)
-        tokens = torch.randn(batch, 12, config.text, generator=g)
-        mask = torch.arange(12)[None] < torch.tensor([12, 7])[torch.arange(batch) % 2, None]
-        t = torch.linspace(0.9, 0.1, batch)
-        return x.to(device), t.to(device), Cond(tokens, mask).to(device)
+        return pictures_and_text(self.config, batch, device)
 
 
 def count(c: Config) -> int:

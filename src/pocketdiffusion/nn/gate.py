@@ -79,10 +79,14 @@ def is_table(value: Tensor) -> bool:
     return value.ndim == 3 and torch.allclose(value.square().sum(0), torch.ones_like(value[0]), atol=1e-3)
 
 
+def sharing(model: nn.Module) -> Any:
+    """A copy of the layers that has the same weights."""
+    return deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+
+
 def switched(model: nn.Module, names: Iterable[str]) -> tuple[Any, Hub]:
     """A copy that shares all weights, with a switch before each of the branches ``names``."""
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    network, hub = deepcopy(model, shared), Hub()
+    network, hub = sharing(model), Hub()
     for name in names:
         parent, _, child = name.rpartition(".")
         setattr(network.get_submodule(parent), child, Switch(network.get_submodule(name), name, hub))

@@ -25,6 +25,7 @@ from ..pipeline import Pipeline, find, same_latents
 from ..train import lora, spread
 from . import dmd_scenes
 from .dmd_scenes import distilled, opened
+from .snapgen_claims import like
 from .snapgen_scenes_kd import last_features, reads
 
 
@@ -62,14 +63,6 @@ def knowledge_of(args: Any, few: Pipeline, base: Pipeline) -> Knowledge:
     return Knowledge(few.transformer, reads(few.text_encoder, False), features)
 
 
-def run_of(args: Args, width: str) -> Any:
-    """The settings of dmd_scenes for one width."""
-    names = ("teacher", "guidance", "levels", "shift", "sampler", "ratio", "rank", "steps", "batch")
-    more = ("lr", "lr_critic", "seed", "bf16", "look", "device")
-    shared = {name: getattr(args, name) for name in (*names, *more)}
-    return dmd_scenes.Args(out=args.out / width, **shared)
-
-
 def adopt(net: Supernet, width: str, learned: dict[str, Any]) -> None:
     """Put what a width has learned into the supernet."""
     with torch.no_grad():
@@ -102,7 +95,8 @@ def main(args: Args) -> None:
         for network in base.components.values():
             network.requires_grad_(False)
         knowledge = knowledge_of(args, few, base) if args.knowledge else None
-        pipe = distilled(run_of(args, width), teacher, base, knowledge)
+        own = like(dmd_scenes.Args, args, out=args.out / width, look=args.look)
+        pipe = distilled(own, teacher, base, knowledge)
         adopt(made, width, lora.learned(pipe.transformer))
     if spread.rank() or pipe is None:
         return

@@ -29,6 +29,7 @@ from ..nn.gate import Gates, branches
 from ..pipeline import Pipeline
 from ..train import spread
 from . import lazy_scenes
+from .snapgen_claims import like
 from .snapgen_kd_ladder import drawn
 
 MAY_CHANGE = {"arms", "seeds", "sampled", "laziness", "rhos", "control"}
@@ -67,14 +68,8 @@ class Kept:
     def __call__(self, pipe: Pipeline, seed: int, rho: float) -> tuple[Gates, ByGates]:
         steps = len(pipe.schedule.levels()) - 1
         if (seed, steps, rho) not in self.found:
-            given = {
-                k: getattr(self.args, k)
-                for k in ("model", "branches", "looked", "steps", "batch", "uses", "lr")
-            }
             out = self.args.out / f"gates-{steps}-{rho:g}-{seed}"
-            own = lazy_scenes.Args(
-                **given, out=out, steps_sampled=steps, rho=rho, seed=seed, bf16=self.args.bf16
-            )
+            own = like(lazy_scenes.Args, self.args, out=out, steps_sampled=steps, rho=rho, seed=seed)
             torch.manual_seed(seed)
             gates = lazy_scenes.trained(pipe, own)
             self.found[seed, steps, rho] = gates, lazy_scenes.looked(pipe, gates, own)[0]

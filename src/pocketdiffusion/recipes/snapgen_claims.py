@@ -89,10 +89,11 @@ class Told:
         pass
 
 
-def like(kind: Any, args: Args, **others: Any) -> Any:
+def like(kind: Any, args: Any, **others: Any) -> Any:
     """Another recipe's Args with what both have, nothing to look at, and ``others``."""
     shared = {f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)}
-    return kind(**shared | {"look": 0} | others)
+    unseen = {"look": 0} if any(f.name == "look" for f in fields(kind)) else {}
+    return kind(**shared | unseen | others)
 
 
 def told(args: hasten.Args, teacher: Pipeline, base: Pipeline) -> tuple[State, Pipeline]:

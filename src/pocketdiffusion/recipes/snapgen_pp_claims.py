@@ -20,7 +20,7 @@ that K-DMD depends less on seeds and rates than DMD. Not run in full yet: docs/r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +44,7 @@ from ..types import Cond, Method
 from . import dmd_scenes
 from .dmd_scenes import distilled, opened
 from .kdmd_scenes import knowledge_of
+from .snapgen_claims import like
 from .snapgen_kd_ladder import drawn, losses
 from .snapgen_scenes_kd import reads, scenes
 
@@ -158,9 +159,8 @@ def distribution(arm: str, seed: int, teacher: Pipeline, args: Args) -> dict[str
         return drawn(teacher, args, seed)
     kind, _, rate = arm.partition("@")
     base = opened(args.student, args)
-    given = {f.name: getattr(args, f.name) for f in fields(dmd_scenes.Args) if hasattr(args, f.name)}
-    where = {"out": args.out / args.claim / f"{arm}-{seed}", "seed": seed, "look": 0}
-    own = dmd_scenes.Args(**given | where | {"lr": float(rate), "lr_critic": float(rate)})
+    where = args.out / args.claim / f"{arm}-{seed}"
+    own = like(dmd_scenes.Args, args, out=where, seed=seed, lr=float(rate), lr_critic=float(rate))
     knowledge = None
     if kind == "kdmd":
         knowledge = knowledge_of(args, opened(args.few_step_teacher, args), base)

@@ -11,12 +11,12 @@ grid; ``finest`` names those of the largest.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
 from ...types import Cond
+from ..gate import sharing
 from .full import Attention, NaiveCore
 
 
@@ -44,8 +44,7 @@ def watched(
     model: nn.Module, names: Sequence[str]
 ) -> Callable[[Tensor, Tensor, Cond], tuple[Tensor, Tensor]]:
     """``model`` with maps of the layers ``names``; weights are shared. ValueError if their grids differ."""
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    network, cores = deepcopy(model, shared), []
+    network, cores = sharing(model), []
     for name in names:
         layer = network.get_submodule(name)
         if not isinstance(layer, Attention):
