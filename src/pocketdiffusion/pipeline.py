@@ -177,6 +177,7 @@ class Pipeline:
         self.decoder = vae if decoder is None else decoder
         self.schedule = schedule.check("schedule")
         self.plans: dict[str, Plan] = {}
+        self.teacher = ""  # of a few-step pipeline: the name or folder of the one it was distilled from
         self.dtype = torch.float32
 
     @property
@@ -228,12 +229,15 @@ class Pipeline:
         schedule = store.config_of(Schedule, store.read_json(source), source).check(str(source))
         made = cls(**parts, schedule=schedule)
         made.plans = {path.stem: Plan.load(path) for path in sorted((folder / "lazy").glob("*.json"))}
+        made.teacher = str(index.get("_teacher", ""))
         return made
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the whole folder, or nothing."""
         with replacing(Path(folder), ("model_index.json",)) as temporary:
             index: dict[str, Any] = {"_class_name": "Pipeline", "_library": "pocketdiffusion"}
+            if self.teacher:
+                index["_teacher"] = self.teacher
             for name, network in self.components.items():
                 (temporary / name).mkdir()
                 store.write(network, type(network).__name__, temporary / name, dtype)

@@ -10,7 +10,7 @@ from pocketdiffusion.cli.main import guarded
 from pocketdiffusion.models.elastic_dit import ElasticDiT
 from pocketdiffusion.models.supernet import Supernet
 from pocketdiffusion.pipeline import Pipeline
-from pocketdiffusion.recipes import assa_bench
+from pocketdiffusion.recipes import assa_bench, dmd_scenes
 
 pytestmark = pytest.mark.slow
 FEW = ["--steps", "3", "--batch", "2", "--bf16", "False", "--look", "2"]
@@ -114,6 +114,21 @@ def test_dmd_scenes(flags, tiny_folder, tmp_path):
         if not torch.allclose(p, teacher.transformer.state_dict()[n].half().float())
     }
     assert changed and ("--rank" not in flags or all(".weight" in n and "blocks." in n for n in changed))
+
+
+def test_a_student_of_few_steps_is_bettered(few, tiny_folder, tmp_path):
+    """Its critic begins as the teacher, since a student of few steps has no scores."""
+    args = dmd_scenes.Args(tmp_path, str(tiny_folder), str(few), rank=0)
+    teacher, base = (dmd_scenes.opened(str(name), args) for name in (tiny_folder, few))
+    with torch.no_grad():
+        for weight in base.transformer.parameters():
+            weight += 0.1
+    made = dmd_scenes.prepared(args, teacher, base)
+    for network, begins in (("critic", teacher), ("transformer", base)):
+        for name, value in begins.transformer.state_dict().items():
+            assert torch.equal(value, made.networks[network].state_dict()[name])
+    train("dmd_scenes", *FEW, "--student", few, "--teacher", tiny_folder, "--out", tmp_path)
+    assert len(Pipeline.from_pretrained(tmp_path / "pipeline").schedule.times) == 4
 
 
 def test_kdmd_scenes_teaches_every_width(elastic, few, tiny_folder, tmp_path, capsys):

@@ -6,7 +6,7 @@ made.found, made.counted, made.pictures      before, after, and (before, mask, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from ..diffusion.guidance import cfg
 from ..diffusion.samplers import STEPS
 from ..nn.attention.maps import finest, watched
 from ..noise import normal
-from ..rewards.count import Counter
+from ..rewards.count import Counter, DetectorCounter
 from ..rewards.scenes import SceneDetector
 from ..text.numbers import Target, given, targets
 
@@ -50,9 +50,10 @@ class Counted:
         return f"found {found}, wanted {wanted}; corrected, finished with {after}"
 
 
-def scene_counter() -> Counter:
+def scene_counter(lenient: bool = False) -> DetectorCounter:
+    """Lenient: for the unfinished picture, whose outlines are soft."""
     words = {"shape": list(SHAPES), "colour": list(COLOURS), "texture": TEXTURES}
-    return Counter(SceneDetector(), words)
+    return DetectorCounter(SceneDetector(0.1, 0.3) if lenient else SceneDetector(), words, lenient)
 
 
 def asked(prompt: str, flags: Sequence[str], counter: Counter) -> list[Target]:
@@ -89,7 +90,7 @@ def check(pipe: Any) -> None:
         steps = len(pipe.schedule.levels()) - 1
         raise ValueError(
             f"--count-correct: {steps} steps leave nothing to go back to; it needs {LEAST} or more "
-            "(--steps, or the many-step pipeline that this one was distilled from, --model scenes)"
+            "(--steps, or --model with the many-step pipeline that this one was distilled from)"
         )
     if pipe.schedule.sampler == "renoise":
         raise ValueError("--count-correct: samplers that add noise have no trajectory to go back to")
@@ -98,10 +99,18 @@ def check(pipe: Any) -> None:
 class Looking:
     """A pipeline with its finest cross-attention layers watched."""
 
-    def __init__(self, pipe: Pipeline, settings: Settings | None = None, counter: Counter | None = None):
+    def __init__(
+        self,
+        pipe: Pipeline,
+        settings: Settings | None = None,
+        counter: Counter | None = None,
+        early: Counter | None = None,
+    ):
+        """``early``: counts what is not finished. Default: ``counter``, or the scenes' own, lenient."""
         check(pipe)
         self.pipe, self.settings = pipe, settings or Settings()
         self.counter = counter or scene_counter()
+        self.early = early or counter or scene_counter(lenient=True)
         names = finest(pipe.transformer, pipe.transformer.example(1, pipe.device))
         self.look = watched(pipe.transformer, names)
 
@@ -128,7 +137,9 @@ class Looking:
         def decode(z: Tensor) -> Tensor:
             return pipe.decoder.decode(z).float().clamp(-1, 1)
 
-        count: Callable[[Tensor], Any] = lambda pictures: self.counter(pictures, phrases)  # noqa: E731
+        def count(pictures: Tensor) -> list[dict[str, list[Tensor]]]:
+            return self.early(pictures, phrases)
+
         made = correct(
             model,
             self.look,
@@ -146,7 +157,7 @@ class Looking:
         )
         with torch.no_grad():
             picture, before = decode(made.x)[0], decode(made.preview)[0]
-        after = {p: len(m) for p, m in count(picture[None])[0].items()}
+        after = {p: len(m) for p, m in self.counter(picture[None], phrases)[0].items()}
         shown = torch.cat([before, masked(made, before), picture], -1)
         return Counted(numbers, made.found, after, picture, shown, made.masks is not None, made.calls)
 

@@ -61,6 +61,10 @@ class Args:
     """Look at the picture half-way, count, and sample again what is too much or missing."""
     count: tuple[str, ...] = ()
     """With --count-correct: what to count, "red circles=3", in place of the prompt's own numbers."""
+    counter: str | None = None
+    """With --count-correct, for photographs: a Grounding DINO or OWLv2 of transformers, folder or hub id."""
+    segmenter: str | None = None
+    """With --counter: a SAM of transformers, for masks in place of boxes."""
     show_correction: Path | None = None
     """With --count-correct: also a PNG of before, mask and after."""
     step_ms: float | None = None
@@ -119,8 +123,10 @@ def check(args: Args) -> list[str]:
         raise ValueError("--width and --step-ms both choose a width: give one of them")
     if args.bundle and (args.width or args.costs or args.decoder or args.lazy):
         raise ValueError(f"--bundle {args.bundle}: is run as exported, without --width, --decoder and --lazy")
-    if (args.count or args.show_correction) and not args.count_correct:
-        raise ValueError("--count and --show-correction belong to --count-correct")
+    if (args.count or args.show_correction or args.counter) and not args.count_correct:
+        raise ValueError("--count, --counter and --show-correction belong to --count-correct")
+    if args.segmenter and not args.counter:
+        raise ValueError(f"--segmenter {args.segmenter}: refines the boxes of a --counter, give both")
     if args.count_correct and (args.bundle or args.lazy or args.size):
         raise ValueError("--count-correct: runs without --bundle, --lazy and --size")
     if args.out.suffix.lower() not in ("", ".png"):
@@ -162,14 +168,19 @@ def from_model(args: Args, prompts: list[str]) -> tuple[list[Image.Image], dict[
     from ..export.foreign import opened
 
     width = width_of(args)
-    pipe = opened(args.model, args.decoder, width).to(choose(args.device), precision(args.dtype))
+    pipe, model = opened(args.model, args.decoder, width), args.model
+    if args.count_correct and pipe.schedule.times and pipe.teacher:
+        steps, model = len(pipe.schedule.times), pipe.teacher
+        print(f"{args.model} draws in {steps} steps: {model}, its teacher, draws and is corrected")
+        pipe = opened(model)
+    pipe.to(choose(args.device), precision(args.dtype))
     schedule = pipe.settings(args.steps, args.guidance)
     steps, batch = len(schedule.levels()) - 1, 16
     if args.count_correct:
         return with_counts(args, prompts, pipe), {
             "steps": steps,
             "guidance": schedule.guidance,
-            "model": args.model,
+            "model": model,
         }
     total = -(-len(prompts) * args.num_images // batch) * steps
     with tqdm(total=total, desc="steps", delay=2, disable=None) as bar:
@@ -194,10 +205,12 @@ def with_counts(args: Args, prompts: list[str], pipe: Any) -> list[Image.Image]:
     import torch
 
     from ..pipeline import to_pil
+    from ..rewards.detectors import load
     from .counting import Looking
 
     pipe.schedule = pipe.settings(args.steps, args.guidance)
-    looking, pictures, shown = Looking(pipe), [], []
+    counter = load(args.counter, args.segmenter, pipe.device) if args.counter else None
+    looking, pictures, shown = Looking(pipe, counter=counter), [], []
     for i, prompt in enumerate(p for p in prompts for _ in range(args.num_images)):
         made = looking(prompt, args.count, args.negative, args.seed, i)
         print(f"{prompt}: {made.line()}")

@@ -10,10 +10,10 @@
     critic    || v_C(x_tau, tau, c) - (e - sg[y]) ||^2
     and, with heads D, w_G softplus(-D(x_tau)) and w_D (softplus(D(fake)) + softplus(-D(real)))
 
-v_T: the teacher, its guidance inside. v_C: the critic, a copy of the student's start that follows what the
-student draws. v_F, f_F: a teacher of few steps and its features (K-DMD), at the student's own x and t;
-without one this is DMD2. D reads the critic's features, as DMD2 may have it. The critic learns every step,
-the student every n-th, with draws of their own.
+v_T: the teacher, its guidance inside. v_C: the critic, that follows what the student draws; it begins as a
+copy of the student, or of the teacher where the student has few steps already. v_F, f_F: a teacher of few
+steps and its features (K-DMD), at the student's own x and t; without one this is DMD2. D reads the critic's
+features, as DMD2 may have it. The critic learns every step, the student every n-th, with draws of their own.
 
 Sources: DMD2 (Yin et al. 2024, arXiv 2405.14867), its loss and backward simulation, in the form of
 velocities; K-DMD and its unit weights, SnapGen++ (arXiv 2601.08303), eq. 9 and 10. That one k serves a whole
@@ -68,7 +68,6 @@ class Draft(NamedTuple):
     t: Tensor
     v: Tensor
     x0: Tensor
-    cond: Cond
     features: dict[str, Tensor]
 
 
@@ -80,11 +79,12 @@ def direction(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
 
 
 class DMD:
-    """``embed(batch) -> x0, cond`` of student and critic, ``embed_teacher`` of the teacher; x0 for D alone.
+    """``embed(batch) -> x0, cond`` of the student, ``embed_teacher`` of the teacher; x0 for D alone.
 
-    ``teacher``: guided already, by diffusion.guidance.cfg. ``parameters``: of the student, ``critics``: of
-    the critic. ``levels``: s_0 to s_(K-1), without the final 0; ``shift``: of tau. ``sampler``: the rule by
-    which the student will sample, euler or renoise.
+    ``embed_critic``: of a critic that reads another text than the student. ``teacher``: guided already, by
+    diffusion.guidance.cfg. ``parameters``: of the student, ``critics``: of the critic. ``levels``: s_0 to
+    s_(K-1), without the final 0; ``shift``: of tau. ``sampler``: the rule by which the student will sample,
+    euler or renoise.
     """
 
     def __init__(
@@ -102,11 +102,12 @@ class DMD:
         knowledge: Knowledge | None = None,
         gan: Gan | None = None,
         sampler: Sampler = by_renoise,
+        embed_critic: Embed | None = None,
     ):
         if every < 1:
             raise ValueError(f"every {every}: expected 1 or more")
         self.critic, self.teacher = critic, teacher
-        self.embed, self.embed_teacher = embed, embed_teacher
+        self.embed, self.embed_teacher, self.embed_critic = embed, embed_teacher, embed_critic
         self.levels, self.every, self.shift = few_step(levels).float(), every, shift
         self.knowledge, self.gan, self.sampler = knowledge, gan, sampler
         features = knowledge.features if knowledge else None
@@ -135,7 +136,7 @@ class DMD:
         t = levels[k].expand(len(x))
         with torch.set_grad_enabled(grad):
             v, features = self.student(x, t, cond)
-        return Draft(x, t, v, to_x0(x, v.float(), t), cond, features)
+        return Draft(x, t, v, to_x0(x, v.float(), t), features)
 
     def again(self, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x_tau, tau and the noise, from pictures without their history."""
@@ -146,39 +147,40 @@ class DMD:
     def losses(self, player: str, batch: Batch) -> Iterator[dict[str, Tensor]]:
         x0, cond = self.embed(batch)
         made = self.draft(x0.shape, cond, x0.device, player == "student")
+        told = self.embed_critic(batch)[1] if self.embed_critic else cond
         if player == "critic":
-            yield self.followed(made, x0)
+            yield self.followed(made, x0, told)
         else:
-            yield self.matched(made, batch)
+            yield self.matched(made, batch, told)
 
-    def followed(self, made: Draft, real: Tensor) -> dict[str, Tensor]:
+    def followed(self, made: Draft, real: Tensor, cond: Cond) -> dict[str, Tensor]:
         """The critic's: what the student draws, and what is real."""
         x, tau, noise = self.again(made.x0)
-        v, found = self.judged(x, tau, made.cond)
+        v, found = self.judged(x, tau, cond)
         loss = per_sample(v, velocity(made.x0.detach(), noise)).mean()
         if not self.gan:
             return {"loss": loss, "flow": loss}
-        denied = self.gan.heads(found, x, made.cond.pooled)
+        denied = self.gan.heads(found, x, cond.pooled)
         true = interpolate(real, torch.randn_like(real), tau)
-        said = self.gan.heads(self.judged(true, tau, made.cond)[1], true, made.cond.pooled)
+        said = self.gan.heads(self.judged(true, tau, cond)[1], true, cond.pooled)
         parts = F.softplus(denied).mean() + F.softplus(-said).mean()
         rates = {"accuracy_real": (said > 0).float().mean(), "accuracy_fake": (denied < 0).float().mean()}
         return {"loss": loss + self.gan.critic * parts, "flow": loss, "gan": parts, **rates}
 
-    def matched(self, made: Draft, batch: Batch) -> dict[str, Tensor]:
+    def matched(self, made: Draft, batch: Batch, cond: Cond) -> dict[str, Tensor]:
         """The student's."""
         x, tau, _ = self.again(made.x0)
         with torch.no_grad():
             known = self.embed_teacher(batch)[1]
             real = to_x0(x, finite("the teacher", self.teacher, x, tau, known).float(), tau)
-            fake = to_x0(x, self.critic(x, tau, made.cond).float(), tau)
+            fake = to_x0(x, self.critic(x, tau, cond).float(), tau)
             g = direction(made.x0, real, fake)
         loss = 0.5 * per_sample(made.x0, (made.x0 - g).detach()).mean()
         parts = {"dmd": g.abs().mean()}
         if self.gan:
             bent = interpolate(made.x0, torch.randn_like(made.x0), tau)
-            found = self.judged(bent, tau, made.cond)[1]
-            parts["gan"] = F.softplus(-self.gan.heads(found, bent, made.cond.pooled)).mean()
+            found = self.judged(bent, tau, cond)[1]
+            parts["gan"] = F.softplus(-self.gan.heads(found, bent, cond.pooled)).mean()
             loss = loss + self.gan.student * parts["gan"]
         if self.knowledge:
             parts |= self.known(made, batch, self.knowledge)

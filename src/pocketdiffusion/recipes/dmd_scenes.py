@@ -4,10 +4,12 @@
     torchrun --nproc-per-node 2 -m pocketdiffusion train dmd_scenes
     pocket train dmd_scenes --rank 64                                    # LoRA on student and critic
     pocket train dmd_scenes --gan                                        # DMD2's discriminator on the critic
+    pocket train dmd_scenes --student snapgen_scenes --sampler euler     # a student of few steps, bettered
 
-Student and critic begin as the teacher; no picture is needed but for --gan, whose heads compare with the
-world's own. Health is watched: what is drawn must not lose its variety. Not run in full yet. Ends with
-OUT/pipeline, sampled by renoise at four levels without guidance: K-DMD's few-step teacher (kdmd_scenes).
+Student and critic begin as the teacher, or the student as it is given and the critic as the teacher; no
+picture is needed but for --gan, whose heads compare with the world's own. Health is watched: what is drawn
+must not lose its variety. Not run in full yet. Ends with OUT/pipeline, sampled by renoise at four levels
+without guidance: K-DMD's few-step teacher (kdmd_scenes).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from ..methods.dmd import DMD, Gan, Knowledge
 from ..nn.heads import Heads
 from ..nn.projector import as_map
 from ..nn.taps import tap
-from ..pipeline import Pipeline
+from ..pipeline import Pipeline, same_latents
 from ..train import lora, spread
 from ..train.fit import Data, Hook, Run, State, every, fit
 from ..train.optimisers import adamw, warmup_cosine
@@ -44,6 +46,7 @@ ADAPTED = r"blocks\.\d+\.\w+\.(q|k|v|out|up|down)"
 class Args:
     out: Path = Path("runs/dmd_scenes")
     teacher: str = "scenes"  # a shipped pipeline's name or a folder
+    student: str | None = None  # a shipped name or a folder to begin with; None: the teacher
     guidance: float | None = None  # of the teacher; None: what its pipeline says
     levels: int = 4  # steps of the result
     shift: float = 2.5  # of those levels and of tau
@@ -101,15 +104,18 @@ class Trained:
 
 
 def prepared(args: Any, teacher: Pipeline, base: Pipeline, knowledge: Knowledge | None = None) -> Trained:
-    """``base``: what student and critic begin as."""
+    """``base``: what student and critic begin as; the critic as the teacher where base has few steps, since
+    it has no scores.
+    """
     torch.manual_seed(args.seed)
-    student, critic = (deepcopy(base.transformer).train() for _ in range(2))
+    scores = teacher if base.schedule.times else base
+    student, critic = (deepcopy(p.transformer).train() for p in (base, scores))
     trained, judging = owned(student, args.rank), owned(critic, args.rank)
     read, read_teacher = reads(base.text_encoder, False), reads(teacher.text_encoder, False)
     networks: dict[str, nn.Module] = {"transformer": student, "critic": critic}
     gan = None
     if args.gan:
-        gan = heads_of(critic, read(Told(base, 2)(0, 0)))
+        gan = heads_of(critic, reads(scores.text_encoder, False)(Told(scores, 2)(0, 0)))
         networks["heads"] = gan.heads
     if knowledge and knowledge.features:
         networks["projector"] = knowledge.features.projector
@@ -132,8 +138,11 @@ def prepared(args: Any, teacher: Pipeline, base: Pipeline, knowledge: Knowledge 
         knowledge,
         gan,
         STEPS[args.sampler],
+        read_teacher if scores is teacher else None,
     )
-    return Trained(method, networks, Pipeline(student, base.text_encoder, base.vae, schedule, base.decoder))
+    pipe = Pipeline(student, base.text_encoder, base.vae, schedule, base.decoder)
+    pipe.teacher = args.teacher
+    return Trained(method, networks, pipe)
 
 
 def train(made: Trained, data: Data, args: Any, hooks: list[Hook]) -> State:
@@ -183,7 +192,9 @@ def opened(name: str, args: Any) -> Pipeline:
 
 def main(args: Args) -> None:
     teacher = opened(args.teacher, args)
-    pipe = distilled(args, teacher, teacher)
+    base = opened(args.student, args) if args.student else teacher
+    same_latents(str(args.student), base.vae, args.teacher, teacher.vae)
+    pipe = distilled(args, teacher, base)
     if spread.rank():
         return
     pipe.transformer = lora.merge(pipe.transformer)

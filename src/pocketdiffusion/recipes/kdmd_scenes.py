@@ -101,4 +101,5 @@ def main(args: Args) -> None:
     if spread.rank() or pipe is None:
         return
     every = Pipeline(made, pipe.text_encoder, pipe.vae, pipe.schedule, pipe.decoder)
+    every.teacher = args.teacher
     every.save_pretrained(args.out / "pipeline", torch.float16)

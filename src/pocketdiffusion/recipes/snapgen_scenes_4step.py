@@ -160,7 +160,9 @@ def prepared(args: Args, teacher: Pipeline, base: Pipeline) -> tuple[Adversarial
         guide_of(args, teacher),
         args.r1,
     )
-    return method, data, Pipeline(student, base.text_encoder, base.vae, schedule)
+    pipe = Pipeline(student, base.text_encoder, base.vae, schedule)
+    pipe.teacher = args.teacher
+    return method, data, pipe
 
 
 def train(method: Method, data: Data, networks: dict[str, nn.Module], args: Args, hooks: list[Hook]) -> State:

@@ -128,6 +128,7 @@ def followed(args: Args, teacher: Pipeline, base: Pipeline, student: nn.Module) 
     owned = list(student.train().parameters())
     method = Trajectory(student, reads(base.text_encoder, False), owned, schedule.times or ())
     pipe = Pipeline(student, base.text_encoder, base.vae, schedule)
+    pipe.teacher = args.teacher
     hooks = [every(args.look, shown(pipe, args.seed))] if args.look else []
     run = Run(
         args.steps, args.out, args.seed, bf16=half, ema=0.999, save_every=250, log_every=25, name="student"
