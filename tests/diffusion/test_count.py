@@ -118,7 +118,7 @@ def network(module=dit, cls=dit.DiT):
 def test_looking_changes_nothing(module, cls):
     model = network(module, cls)
     inputs = model.example()
-    names = finest(model, inputs)
+    names = finest(model, inputs, crossing(model))
     assert names and set(names) <= set(crossing(model))
     v, a = watched(model, names)(*inputs)
     torch.testing.assert_close(v, model(*inputs), atol=1e-5, rtol=1e-4)
@@ -136,7 +136,7 @@ def setting(found, wanted, settings=None, guidance=0.0):
     """One picture, counted as ``found`` whatever it shows."""
     model = network()
     x, _, cond = model.example(1)
-    names = finest(model, model.example(1))
+    names = finest(model, model.example(1), crossing(model))
     null = cond.map(torch.zeros_like)
     guided = cfg(model, null, guidance) if guidance else model
     words = {phrase: [1 + i] for i, phrase in enumerate(wanted)}
@@ -187,7 +187,7 @@ def test_outside_the_mask_the_kept_latents_stand(monkeypatch):
 def test_one_step_moves_the_attention(kind, falls):
     model = network()
     x, t, cond = model.example(1)
-    look = watched(model, finest(model, model.example(1)))
+    look = watched(model, finest(model, model.example(1), crossing(model)))
     where, words = box(0, 0, 2, 2, SIDE), {"star": [1]}
     wrong = Masks(**{kind: {"star": where}})
 

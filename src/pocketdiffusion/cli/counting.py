@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -18,10 +18,12 @@ from ..data.shapes import COLOURS, SHAPES, TEXTURES
 from ..diffusion.count import Corrected, Settings, correct
 from ..diffusion.guidance import cfg
 from ..diffusion.samplers import STEPS
-from ..nn.attention.maps import finest, watched
+from ..nn.attention.maps import crossing, finest, watched
 from ..noise import normal
 from ..rewards.count import Counter, DetectorCounter
 from ..rewards.scenes import SceneDetector
+from ..teachers import maps as foreign
+from ..teachers.diffusers import Foreign
 from ..text.numbers import Target, given, targets
 
 if TYPE_CHECKING:
@@ -72,7 +74,8 @@ def asked(prompt: str, flags: Sequence[str], counter: Counter) -> list[Target]:
 
 def words_of(pipe: Any, prompt: str, wanted: Sequence[Target]) -> dict[str, list[int]]:
     """Tokens that overlap with each target's noun."""
-    spans = pipe.text_encoder.tokenizer.spans(prompt)
+    text = pipe.text_encoder
+    spans = text.spans(prompt) if hasattr(text, "spans") else text.tokenizer.spans(prompt)
     found = {}
     for target in wanted:
         start, end = target.where
@@ -111,8 +114,12 @@ class Looking:
         self.pipe, self.settings = pipe, settings or Settings()
         self.counter = counter or scene_counter()
         self.early = early or counter or scene_counter(lenient=True)
-        names = finest(pipe.transformer, pipe.transformer.example(1, pipe.device))
-        self.look = watched(pipe.transformer, names)
+        network, given = pipe.transformer, cast(Any, pipe)
+        if isinstance(network, Foreign):
+            inputs, layers, watch = given.example(1), foreign.crossing(network), foreign.watched
+        else:
+            inputs, layers, watch = network.example(1, pipe.device), crossing(network), watched
+        self.look = watch(network, finest(network, inputs, layers))
 
     def grid(self, x: Tensor, cond: Any) -> tuple[int, int]:
         """Of the attention map."""

@@ -6,6 +6,7 @@ order of axes and names of parts are converted inside. The library is imported w
     autoencoders.py   Autoencoders of diffusers as ours: unit variance, pictures and clips, one loader.
     vaes.py           Configurations of published autoencoders: class, and what differs from its defaults.
     diffusers.py      Denoisers of diffusers as ours: x, t, cond -> v, taps on their blocks, one loader.
+    maps.py           Cross-attention maps of denoisers of diffusers: a processor that also keeps the logits.
     families.py       One class of diffusers' denoisers after another: arguments, packing, blocks, widths.
     convert.py        Other libraries' noising processes: how a prediction at one of their levels becomes v.
     published.py      Configurations of published denoisers: network, noising process, autoencoder.

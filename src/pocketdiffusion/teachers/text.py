@@ -176,6 +176,19 @@ class ForeignText(nn.Module):
         ids, mask = self.tokenizer(texts)
         return self(ids.to(self.device), mask.to(self.device))
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where in ``text`` each token of ``embed`` comes from, up to the last that does."""
+        found: list[tuple[int, int]] = []
+        start = 0
+        for row in self.rule.rows:
+            part = self.rule.parts[row[0]]
+            if part.skip or part.keep:
+                raise ValueError(f"{row[0]}: what it reads stands elsewhere in what comes out")
+            if (first := next((name for name in row if name in self.encoders), None)) is not None:
+                found += [(0, 0)] * (start - len(found)) + self.tokenizer.spans(first, text)
+            start += count(part)
+        return found
+
     def forward(self, ids: Tensor, mask: Tensor) -> Cond:
         """From the numbers and masks of ``tokenizer``, (B, N) of all encoders side by side."""
         said: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}

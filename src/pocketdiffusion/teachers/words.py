@@ -92,12 +92,7 @@ class Words:
 
     def row(self, name: str, text: str) -> list[int]:
         reading, (begin, end) = self.readings[name], self.ends[name]
-        # bytes that are no text come from a shell as lone surrogates
-        text = text.encode("utf-8", "replace").decode()
-        said = text.lower().strip() if reading.lower else text
-        if said or reading.always:
-            said = reading.prefix + said + reading.suffix
-        ids = self.inner[name].encode(said, add_special_tokens=False).ids
+        ids = self.read(name, text)[0].ids
         room = reading.length - (begin is not None) - (end is not None)
         if len(ids) > room:
             has, limit = len(ids) + reading.length - room, reading.length
@@ -105,6 +100,25 @@ class Words:
                 f"prompt cut to {limit} tokens of {name} (it has {has}): {text[:60]!r}", stacklevel=4
             )
         return [*([begin] * (begin is not None)), *ids[:room], *([end] * (end is not None))]
+
+    def read(self, name: str, text: str) -> tuple[Any, int]:
+        """The encoding of what an encoder is told, and where in that the prompt begins."""
+        reading = self.readings[name]
+        # bytes that are no text come from a shell as lone surrogates
+        text = text.encode("utf-8", "replace").decode()
+        said, start = text, 0
+        if reading.lower:
+            said, start = text.lower().strip(), len(text.lstrip()) - len(text)
+        if said or reading.always:
+            said, start = reading.prefix + said + reading.suffix, start + len(reading.prefix)
+        return self.inner[name].encode(said, add_special_tokens=False), start
+
+    def spans(self, name: str, text: str) -> list[tuple[int, int]]:
+        """Where in ``text`` each token of an encoder comes from; (0, 0) for those of no letter of it."""
+        encoding, start = self.read(name, text)
+        room = self.readings[name].length - sum(token is not None for token in self.ends[name])
+        own = [(max(0, a - start), max(0, min(b - start, len(text)))) for a, b in encoding.offsets[:room]]
+        return [(0, 0)] * (self.ends[name][0] is not None) + own
 
     def described(self) -> dict[str, Any]:
         """What a manifest says of them (runtime/manifest.py)."""

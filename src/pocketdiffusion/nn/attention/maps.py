@@ -11,6 +11,7 @@ grid; ``finest`` names those of the largest.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +41,33 @@ def crossing(model: nn.Module) -> list[str]:
     ]
 
 
-def watched(
-    model: nn.Module, names: Sequence[str]
-) -> Callable[[Tensor, Tensor, Cond], tuple[Tensor, Tensor]]:
-    """``model`` with maps of the layers ``names``; weights are shared. ValueError if their grids differ."""
+Look = Callable[[Tensor, Tensor, Cond], tuple[Tensor, Tensor]]
+
+
+class Keeper(Protocol):
+    """Whoever keeps the logits of a layer, summed over heads, after a call."""
+
+    logits: Tensor | None
+
+
+def through(network: nn.Module, keepers: Sequence[Keeper]) -> Look:
+    """A call of ``network`` with the map of all ``keepers``. ValueError if their grids differ."""
+
+    def look(x: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+        v = network(x, t, cond)
+        found = [keeper.logits for keeper in keepers]
+        if len({logits.shape for logits in found if logits is not None}) != 1:
+            raise ValueError("the layers of a map look at grids of different sizes")
+        mean = torch.stack([logits for logits in found if logits is not None]).mean(0)
+        for keeper in keepers:
+            keeper.logits = None
+        return v, mean.masked_fill(~cond.mask[:, None], float("-inf")).softmax(-1)
+
+    return look
+
+
+def watched(model: nn.Module, names: Sequence[str]) -> Look:
+    """``model`` with maps of the layers ``names``; weights are shared."""
     network, cores = sharing(model), []
     for name in names:
         layer = network.get_submodule(name)
@@ -51,26 +75,15 @@ def watched(
             raise ValueError(f"{name}: a {type(layer).__name__}, expected an attention layer")
         layer.core = core = Written()  # type: ignore[assignment]
         cores.append(core)
-
-    def look(x: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
-        v = network(x, t, cond)
-        found = [core.logits for core in cores]
-        if len({logits.shape for logits in found if logits is not None}) != 1:
-            raise ValueError("the layers of a map look at grids of different sizes")
-        mean = torch.stack([logits for logits in found if logits is not None]).mean(0)
-        for core in cores:
-            core.logits = None
-        return v, mean.masked_fill(~cond.mask[:, None], float("-inf")).softmax(-1)
-
-    return look
+    return through(network, cores)
 
 
 @torch.no_grad()
-def finest(model: nn.Module, inputs: Sequence[Tensor | Cond], names: Sequence[str] = ()) -> list[str]:
+def finest(model: nn.Module, inputs: Sequence[Tensor | Cond], names: Sequence[str]) -> list[str]:
     """Of the cross-attention layers those with most places."""
     sizes: dict[str, int] = {}
     handles = []
-    for name in names or crossing(model):
+    for name in names:
 
         def note(_module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
             sizes[name] = args[0].shape[1]
