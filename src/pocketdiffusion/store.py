@@ -31,6 +31,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "TinyDecoder": ("autoencoders.tiny", "diffusion_pytorch_model"),
     "TextTransformer": ("text.encoder", "model"),
     "SceneNet": ("eval.features", "model"),
+    "CountNet": ("rewards.regressor", "model"),
 }
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SHARD = 4 * 1024**3  # bytes

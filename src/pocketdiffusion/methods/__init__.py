@@ -12,6 +12,7 @@ it. The docstring of each file has the equations in the letters of the code.
     wavelet.py         A wavelet loss: L1 between Haar sub-bands of a picture or clip and its reconstruction.
     patch_gan.py       Adversarial training of an autoencoder: a PatchGAN beside the other terms.
     classify.py        Trains a network to count: how many things of every label a picture shows.
+    regress.py         Trains a network to say how many things of every shape and colour there are.
     flow_matching.py   Flow matching: learns the velocity of the straight path from data to noise.
     velocity.py        Velocity matching: a changed copy of a denoiser learns to predict as the original does.
     kd.py              Knowledge distillation across architectures: by data, a teacher's output, its features.

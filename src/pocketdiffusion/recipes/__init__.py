@@ -29,6 +29,8 @@ Recipes may import everything. A variant is a flag if it is a number and a new r
     snapgen_pp_claims.py   SnapGen++'s claims, over seeds: sparse attention, elastic widths, K-DMD.
     lazy_scenes.py         Lazy plans for a pipeline: gates are trained, and plans are read off them.
     lazy_claims.py         LazyDiT's claims, over seeds: lazy sampling against fewer steps at equal calls.
+    count_judge.py         The judge of counts: a regressor of the scenes world, apart from all detectors.
+    count_claims.py        CountDiffusion's claims: exact counts before and after correction, by two counters.
     scenes_features.py     The feature network of the scenes world: the default of Frechet distances.
     scenes_throughput.py   How fast the scenes world is drawn, and the teacher trains: eager, compiled, bf16.
     scenes_bits.py         Four-bit weights, with biases and norms tuned to them by self-distillation.

@@ -5,6 +5,7 @@ correction, reward gradients and evaluation are given one; none of them knows wh
 
     count.py         Counters: pictures and phrases -> masks of the instances, by any detector.
     detectors.py     Counters for photographs: Grounding DINO and OWLv2 of transformers, with SAM's masks.
+    regressor.py     CountNet: pictures -> how many things of every shape and colour, by a density.
     scenes.py        A detector for the scenes world that looks at pixels only.
     silhouettes.py   Names a silhouette: coverage in a standard frame, compared with rendered templates.
 """

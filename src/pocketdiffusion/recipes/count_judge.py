@@ -1,0 +1,96 @@
+"""The judge of counts: a regressor of the scenes world, apart from all detectors.
+
+    pocket train count_judge                             # about half an hour on one core
+
+Pictures are the full world's: clean, noisy or blurred, and half of them as the pipeline's own autoencoder
+gives them back from latents with a little noise, so that it can judge what a model draws. It shares no code
+with what count correction counts by (rewards/scenes.py). Ends with OUT/judge and how often it is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..data.scenes import EVAL_WORLD, Scenes, World
+from ..device import bf16, choose
+from ..methods.regress import Regress, pairs
+from ..pipeline import Pipeline
+from ..rewards.regressor import CountNet
+from ..store import preset, save
+from ..train import spread
+from ..train.fit import Run, fit
+from ..train.optimisers import adamw, warmup_cosine
+from ..types import Batch
+from .scenes_features import worn
+
+
+@dataclass(frozen=True)
+class Args:
+    out: Path = Path("runs/count_judge")
+    preset: str = "scenes"
+    pipeline: str = "scenes"  # whose autoencoder half of the pictures pass
+    steps: int = 4000
+    batch: int = 32
+    lr: float = 2e-3
+    noise: float = 0.1  # largest standard deviation of the added noise
+    blur: float = 0.1  # largest standard deviation of the noise on latents
+    seed: int = 0
+    bf16: bool | None = None  # autocast; None: where the device has it in hardware
+    device: str = "cpu"
+
+
+def decoded(data: Callable[[int, int], Batch], pipe: Pipeline, blur: float) -> Callable[[int, int], Batch]:
+    """The same data, every second picture through the autoencoder."""
+
+    def batches(seed: int, step: int) -> Batch:
+        batch = data(seed, step)
+        g = torch.Generator().manual_seed((seed << 32) + step + 1)
+        with torch.no_grad():
+            z = pipe.vae.encode(batch.x[::2])
+            amount = blur * torch.rand(len(z), 1, 1, 1, generator=g).to(z)
+            given = pipe.decoder.decode(z + amount * torch.randn(z.shape, generator=g).to(z))
+        x = batch.x.clone()
+        x[::2] = given.float().clamp(-1, 1)
+        return replace(batch, x=x)
+
+    return batches
+
+
+@torch.no_grad()
+def accuracy(network: CountNet, batch: Batch) -> dict[str, float]:
+    """Share of pictures with every count right, and the mean absolute error of the number of things."""
+    assert batch.truth is not None
+    c = network.config
+    found = torch.cat([network(x) for x in batch.x.split(64)]).cpu()
+    truth = pairs(batch.truth, c.shapes, c.colours)
+    error = (found.round().sum((1, 2)) - truth.sum((1, 2))).abs().mean()
+    return {"right": (found.round() == truth).all(-1).all(-1).float().mean().item(), "error": error.item()}
+
+
+def main(args: Args) -> None:
+    device = choose(args.device)
+    pipe = Pipeline.from_pretrained(args.pipeline).to(device)
+    torch.manual_seed(args.seed)
+    network = CountNet(preset("CountNet", args.preset)).to(device)
+    size = pipe.schedule.size
+    data = decoded(worn(Scenes(World(), args.batch, size, device), args.noise), pipe, args.blur)
+    run = Run(
+        args.steps, args.out, args.seed, bf16=bf16(device, args.bf16), ema=0.995, save_every=500, name="judge"
+    )
+    method = Regress(network, network.config.shapes, network.config.colours)
+    optimiser = {"network": adamw(network.parameters(), args.lr)}
+    state = fit(method, data, optimiser, {"judge": network}, run, warmup_cosine(args.steps))
+    if spread.rank():
+        return
+    with state.averaged():
+        for name, world in {"full world": World(), "world of SceneEval": EVAL_WORLD}.items():
+            # a seed that training does not use
+            held_out = Scenes(world, 512, size, device)
+            for through, of in (("", held_out), (", decoded", decoded(held_out, pipe, 0.0))):
+                scores = accuracy(network, of(args.seed + 1, 0))
+                print(f"{name}{through}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+        save(network, args.out / "judge")

@@ -1,0 +1,59 @@
+"""The recipes of count correction run at a small size, and say what they cannot do."""
+
+import json
+
+import pytest
+
+from pocketdiffusion import store
+from pocketdiffusion.cli.main import guarded
+from pocketdiffusion.pipeline import Pipeline, Schedule
+from pocketdiffusion.recipes import count_claims
+from pocketdiffusion.rewards.regressor import CountNet
+from pocketdiffusion.text.numbers import targets
+
+pytestmark = pytest.mark.slow
+
+
+def test_prompts_ask_for_what_they_say():
+    args = count_claims.Args()
+    one, two = list(count_claims.single(args)), list(count_claims.several(args))
+    assert (
+        len(one) == 90
+        and len(two) == 90
+        and one != list(count_claims.single(count_claims.Args(prompt_seed=1)))
+    )
+    assert [targets(p)[0].count for p in one] == [n for n in range(1, 10) for _ in range(10)]
+    told = [targets(p) for p in two]
+    assert all(len({t.noun for t in own}) == 2 and all(1 <= t.count <= 3 for t in own) for own in told)
+
+
+def test_a_judge_is_trained_and_claims_are_measured(tiny_folder, tmp_path, capsys):
+    pipe = Pipeline.from_pretrained(tiny_folder)
+    pipe.schedule = Schedule(steps=20, guidance=2.0, size=32)
+    pipe.save_pretrained(tmp_path / "pipe")
+    flags = ["--pipeline", tmp_path / "pipe", "--preset", "smoke", "--steps", "2", "--batch", "4"]
+    assert guarded([str(a) for a in ["train", "count_judge", *flags, "--out", tmp_path / "judge"]]) == 0
+    line = capsys.readouterr().out
+    assert "full world: right 0." in line and "world of SceneEval, decoded: right 0." in line
+    assert isinstance(store.load(tmp_path / "judge" / "judge"), CountNet)
+    flags = ["--model", tmp_path / "pipe", "--judge", tmp_path / "judge" / "judge", "--prompts", "1"]
+    flags += ["--most", "2", "--seeds", "0", "--out", tmp_path / "claims"]
+    assert guarded([str(a) for a in ["train", "count_claims", *flags]]) == 0
+    told = capsys.readouterr().out
+    assert "corrected-0.45-0.1" in told and "at_45" in told
+    plain, after = (
+        json.loads((tmp_path / "claims" / f"{arm}-0.json").read_text())
+        for arm in ("plain", "corrected-0.45-0.1")
+    )
+    assert {"single", "several", "single_judge", "error_judge", "at_90"} <= set(plain)
+    assert after["changed"] == 1 and after["calls"] > 20, (
+        "an untrained pipeline draws nothing that was asked for"
+    )
+    again = [str(a) for a in ["train", "count_claims", *flags, "--prompts", "2"]]
+    assert guarded(again) == 2 and "--prompts 1, not 2" in capsys.readouterr().err
+
+
+def test_a_judge_that_is_none(tiny_folder, tmp_path, capsys):
+    argv = ["train", "count_claims", "--model", str(tiny_folder), "--steps", "20", "--out", str(tmp_path)]
+    assert guarded([*argv, "--judge", str(tiny_folder / "transformer")]) == 2
+    assert "a DiT, expected a CountNet" in capsys.readouterr().err
