@@ -8,7 +8,17 @@ import torch
 from torch import nn
 
 from pocketdiffusion.cli.main import guarded
-from pocketdiffusion.compress.lazy import ByGates, Calls, Lazy, Plan, alternating, measured, planned, searched
+from pocketdiffusion.compress.lazy import (
+    ByChange,
+    ByGates,
+    Calls,
+    Lazy,
+    Plan,
+    alternating,
+    measured,
+    planned,
+    searched,
+)
 from pocketdiffusion.diffusion.guidance import cfg
 from pocketdiffusion.diffusion.samplers import euler, run
 from pocketdiffusion.diffusion.times import grid
@@ -248,3 +258,28 @@ def test_generate_lazily(tiny_pipe, tmp_path, capsys):
     assert "no lazy plan '0.9' for this pipeline; it has half" in capsys.readouterr().err
     assert guarded([*argv, "--lazy", "half", "--steps", "2", "-o", str(tmp_path / "b.png")]) == 2
     assert "the plan is for 3 steps" in capsys.readouterr().err
+
+
+def test_a_cache_by_change():
+    """At no threshold all is computed, at any all but the first two steps rests; branches agree."""
+    model = network()
+    names, plain = branches(model), sampled(model, model)
+    found = {}
+    for threshold in (0.0, 0.2, 1e9):
+        by = ByChange(names, TIMES, threshold)
+        lazy, calls = Lazy(model, by), Calls(decided={})
+        first = sampled(lazy.start(calls), model)
+        assert torch.equal(first, sampled(lazy.start(), model)), "one trajectory changes the next"
+        assert all(share in ([0.0], [1.0]) for share in calls.decided.values())
+        for step in range(6):
+            assert len({calls.decided[name, step][0] for name in names}) == 1, "branches disagree"
+        found[threshold] = calls.laziness
+        assert torch.equal(first, plain) == (calls.laziness == 0)
+    assert found[0.0] == 0 and found[1e9] == pytest.approx(4 / 6) and 0 <= found[0.2] <= found[1e9]
+
+
+def test_a_cache_under_guidance_that_comes_and_goes():
+    model = network()
+    by = ByChange(branches(model), TIMES, 1e9)
+    x = sampled(Lazy(model, by).start(), model, guidance=3.0, interval=(0.3, 0.8))
+    assert x.isfinite().all()

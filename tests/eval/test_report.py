@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pocketdiffusion.eval.plots import bars, lines, ticks
+from pocketdiffusion.eval.plots import bars, heat, lines, ticks
 from pocketdiffusion.eval.report import Report, grid, to_pil
 
 
@@ -142,6 +142,16 @@ def test_bars_are_as_long_as_their_values():
     one, minus, two = shapes[2:]
     assert two[1] == pytest.approx(2 * one[1], abs=0.2)
     assert minus[0] + minus[1] == pytest.approx(one[0], abs=0.2)
+
+
+def test_a_map_has_a_square_for_each_share():
+    svg = heat({"a.attn": [1, 0, 0.5], "a.mlp": [0, 1, 1]}, "step", "a plan")
+    squares = numbers(svg, "rect", "x", "y", "fill-opacity")
+    assert len(squares) == 6 and {y for _, y, _ in squares} == {squares[0][1], squares[3][1]}
+    assert [o for *_, o in squares[:3]] == [1.0, 0.08, 0.54] and squares[0][0] < squares[1][0] < squares[2][0]
+    assert all(word in svg for word in ("a.attn", "a.mlp", ">step<", "a plan"))
+    with pytest.raises(ValueError, match="at least one square"):
+        heat({})
 
 
 def test_every_chart_names_its_axes_and_series():

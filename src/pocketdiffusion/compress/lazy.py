@@ -4,9 +4,10 @@
     denoiser = Lazy(model, plan).start()                    for one trajectory; the step is found by t
 
 A plan is data: written by hand (``alternating``), searched (``searched``), or read off learned gates
-(``planned``); it is printed, edited and saved as JSON. Gates decide for every row of a batch by itself. What
-a branch gave when it was last computed stands in, before the residual gate; the first step is computed in
-full, and so are rows that have nothing kept (a step with guidance after one without).
+(``planned``); it is printed, edited and saved as JSON. Gates decide for every row of a batch by itself, a
+cache (``ByChange``) by how far the input has moved. What a branch gave when it was last computed stands in,
+before the residual gate; the first step is computed in full, and so are rows that have nothing kept (a step
+with guidance after one without).
 """
 
 from __future__ import annotations
@@ -118,6 +119,34 @@ class ByGates:
         k = self.gates.keep(name, step, z)
         self.seen.setdefault((name, step), []).append(float(k.mean()))
         return k >= self.thresholds.get(name.rpartition(".")[2], 0.5)
+
+
+class ByChange:
+    """A cache that needs no training, in the manner of TeaCache: everything rests until the input has moved.
+
+    The input of the first branch is compared with that of the step before; its relative L1 changes add up
+    since the last step that was computed, and above ``threshold`` all branches are computed again. One
+    decision for the whole batch. TeaCache (arXiv 2411.19108) bends the changes by a polynomial fitted to
+    each model; here they are as they are.
+    """
+
+    def __init__(self, names: Sequence[str], times: Sequence[float], threshold: float):
+        self.names, self.threshold = list(names), threshold
+        self.step = Plan(tuple(times), {}).step
+        self.last: Tensor | None = None
+        self.moved, self.resting = 0.0, False
+
+    def keep(self, name: str, step: int, z: Tensor) -> bool:
+        if name == self.names[0]:
+            # the first step asks nobody, so what is kept at the second is of another trajectory
+            known = step > 1 and self.last is not None and self.last.shape == z.shape
+            if known and self.last is not None:
+                self.moved += float((z - self.last).abs().mean() / self.last.abs().mean())
+            self.resting = known and self.moved < self.threshold
+            if not self.resting:
+                self.moved = 0.0
+            self.last = z.detach()
+        return not self.resting
 
 
 @dataclass

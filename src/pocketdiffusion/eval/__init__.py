@@ -13,5 +13,5 @@ Every number has a definition that a test checks against a case with a known ans
     features.py        SceneNet: pictures -> features, by a small classifier of the scenes world.
     seeds.py           Several runs with several seeds, kept on the disk: means, intervals, differences.
     report.py          A single-file HTML report: text, tables, picture grids and plots.
-    plots.py           Line and bar charts as inline SVG, written by hand.
+    plots.py           Line and bar charts and maps of squares as inline SVG, written by hand.
 """

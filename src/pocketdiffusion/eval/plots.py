@@ -1,4 +1,4 @@
-"""Line and bar charts as inline SVG, written by hand.
+"""Line and bar charts and maps of squares as inline SVG, written by hand.
 
 Text and axes take the colour of the page (currentColor), so a chart is at home on light and dark. Sizes are
 in units of the view box, 460 wide: small enough that the text stays readable on a phone.
@@ -161,6 +161,30 @@ def bars(series: Mapping[str, Mapping[str, float]], x: str = "", title: str = "c
     if x:
         parts.append(label((left + right) / 2, bottom + 38, x, "middle", ' opacity="0.7"'))
     return svg(parts, bottom + (46 if x else 26), title)
+
+
+def heat(rows: Mapping[str, Sequence[float]], x: str = "", title: str = "map") -> str:
+    """``rows``: name -> shares from 0 (empty) to 1 (full colour), a square each; ``x`` names the columns."""
+    wide = max(map(len, rows.values()), default=0)
+    if not wide:
+        raise ValueError("a map needs at least one square")
+    left = min(12 + LETTER * max(map(len, rows)), 0.45 * WIDTH)
+    side = min(BAR, (WIDTH - left - 8) / wide)
+    parts = []
+    for i, (name, shares) in enumerate(rows.items()):
+        y = 6 + i * side
+        parts.append(label(left - 8, y + 0.7 * side, name, "end", f' font-size="{min(13.0, side):.1f}"'))
+        for j, share in enumerate(shares):
+            shape = (
+                f'x="{left + j * side:.1f}" y="{y:.1f}" width="{0.9 * side:.1f}" height="{0.9 * side:.1f}"'
+            )
+            parts.append(f'<rect {shape} fill="{PALETTE[0]}" fill-opacity="{0.08 + 0.92 * share:.2f}"/>')
+    bottom = 6 + len(rows) * side
+    for j in range(0, wide, max(1, round(wide / 8))):
+        parts.append(label(left + (j + 0.45) * side, bottom + 14, str(j + 1), "middle", ' font-size="11"'))
+    if x:
+        parts.append(label(left + wide * side / 2, bottom + 32, x, "middle", ' opacity="0.7"'))
+    return svg(parts, bottom + (40 if x else 20), title)
 
 
 def bar(zero: float, end: float, y: float, value: float, colour: int) -> list[str]:

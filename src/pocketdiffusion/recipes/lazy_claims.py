@@ -6,10 +6,11 @@
 
 Arms, for every number of steps N and laziness L: ``gates``, a plan read off learned gates; ``own``, the gates
 deciding for themselves, for every price rho; ``alternating``, everything rests at every second step (laziness
-1/2), which needs no training; ``attn`` and ``mlp``, plans of one kind alone; ``fewer``, the full pipeline
-with (1 - L) N steps; ``full``. ``calls`` is the share of branch calls of the full pipeline that ran. Every
-run is kept (OUT/ARM-SEED.json) and not repeated; a seed is that of the gates' training and of the sampling
-noise. Not run in full yet: docs/results.md (claims).
+1/2), which needs no training; ``cache``, by how far the input has moved, for every threshold; ``attn`` and
+``mlp``, plans of one kind alone; ``fewer``, the full pipeline with (1 - L) N steps; ``full``. ``calls`` is
+the share of branch calls of the full pipeline that ran. Every run is kept (OUT/ARM-SEED.json) and not
+repeated; a seed is that of the gates' training and of the sampling noise. Not run in full yet:
+docs/results.md (claims).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from ..bench.table import text
-from ..compress.lazy import ByGates, Calls, Lazy, Plan, alternating, ranked
+from ..compress.lazy import ByChange, ByGates, Calls, Lazy, Plan, alternating, ranked
 from ..device import choose
 from ..eval.seeds import against, collect, settings, table
 from ..nn.gate import Gates, branches
@@ -32,9 +33,9 @@ from . import lazy_scenes
 from .snapgen_claims import like
 from .snapgen_kd_ladder import drawn
 
-MAY_CHANGE = {"arms", "seeds", "sampled", "laziness", "rhos", "control"}
+MAY_CHANGE = {"arms", "seeds", "sampled", "laziness", "rhos", "thresholds", "control"}
 MEASURES = {"scene_eval": 3, "frechet": 2, "calls": 3}
-KINDS = ("full", "gates", "own", "alternating", "attn", "mlp", "fewer")
+KINDS = ("full", "gates", "own", "alternating", "cache", "attn", "mlp", "fewer")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Args:
     sampled: tuple[int, ...] = (20, 50)  # steps of the sampler
     laziness: tuple[float, ...] = (0.2, 0.4)
     rhos: tuple[float, ...] = (1e-3,)
+    thresholds: tuple[float, ...] = (0.1, 0.2)  # of cache
     arms: tuple[str, ...] = ("full", "gates", "fewer", "alternating")
     control: str = ""  # default: fewer steps at the first laziness
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -103,13 +105,15 @@ class Started:
 
 
 def names_of(args: Args) -> Iterator[tuple[str, str, int, float, float]]:
-    """Arm, kind, steps, laziness, rho."""
+    """Arm, kind, steps, laziness (a cache's threshold), rho."""
     for n in args.sampled:
         for kind in args.arms:
             if kind == "full":
                 yield f"full-{n}", kind, n, 0.0, 0.0
             elif kind == "alternating":
                 yield f"alternating-{n}", kind, n, 0.5, 0.0
+            elif kind == "cache":
+                yield from ((f"cache-{n}-{limit:g}", kind, n, limit, 0.0) for limit in args.thresholds)
             elif kind == "own":
                 yield from ((f"own-{n}-rho{rho:g}", kind, n, 0.0, rho) for rho in args.rhos)
             else:
@@ -139,6 +143,8 @@ def measured(
     by: Any = alternating(names, levels)
     if kind == "own":
         by = ByGates(kept(pipe, seed, rho)[0], levels)
+    elif kind == "cache":
+        by = ByChange(names, levels, share)
     elif kind != "alternating":
         by = plan_of(kind, pipe, share, kept(pipe, seed, rho)[1], args)
     calls = Calls()

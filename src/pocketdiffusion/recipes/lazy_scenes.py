@@ -7,7 +7,8 @@
 Only gates train, for a few hundred steps, by LazyDiT's scheme of two adjacent levels (methods/gates.py);
 self-attention and feed-forward may rest, as in the paper. Then the gated pipeline draws --looked prompts, and
 a plan for every --laziness skips what the gates kept least. Not run in full yet. Ends with
-OUT/gates.safetensors and OUT/pipeline, the pipeline with its plans and --steps-sampled steps:
+OUT/gates.safetensors, maps of the plans (SVG) and OUT/pipeline, the pipeline with its plans and
+--steps-sampled steps:
 
     pocket generate "two green stars" --model runs/lazy_scenes/pipeline --lazy 0.4
 """
@@ -25,6 +26,7 @@ from ..device import bf16, choose
 from ..diffusion.guidance import cfg
 from ..diffusion.samplers import STEPS, run
 from ..disk import save_tensors
+from ..eval.plots import heat
 from ..methods.gates import LearnGates
 from ..nn.gate import Gates, branches, widths
 from ..pipeline import Pipeline
@@ -112,4 +114,7 @@ def main(args: Args) -> None:
     for share in args.laziness:
         plan = pipe.plans[f"{share:g}"] = ranked(by.seen, gates.names, levels, share)
         print(f"--lazy {share:g}\n{plan.drawn()}")
+        squares = {name: [float(not rests) for rests in row] for name, row in plan.skips.items()}
+        told = f"{len(plan.times)} steps, {plan.laziness:.2f} of all calls rest"
+        (args.out / f"lazy-{share:g}.svg").write_text(heat(squares, "step; filled: computed", told))
     pipe.save_pretrained(args.out / "pipeline", torch.float16)
