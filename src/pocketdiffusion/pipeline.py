@@ -26,12 +26,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import store
+from .compress import width as widths
 from .compress.lazy import Lazy, Plan
 from .data.latents import latents_hash as latents_hash
 from .diffusion import times
 from .diffusion.guidance import cfg
 from .diffusion.samplers import STEPS, Step, run
 from .disk import replacing
+from .models.supernet import Supernet, with_lora
 from .noise import normal
 from .teachers.pipeline import is_foreign
 from .text.tokenizer import Tokenizer
@@ -116,8 +118,14 @@ def matched(folder: Path, parts: dict[str, Any], tokens: int) -> None:
 
 
 def narrowed(source: Any, network: Any, width: str | None) -> Any:
-    """One width of a supernet as a plain model; any other network as it is."""
-    if hasattr(network, "extract"):
+    """One width of a supernet as a plain model, by name or by the file of one; other networks as they are."""
+    if isinstance(network, Supernet):
+        if width and width.endswith(".safetensors"):
+            given = widths.read(Path(width))
+            if given.rank and not network.config.rank:
+                network = with_lora(network, given.rank, given.alpha)
+            widths.adopt(network, given, width)
+            width = given.name
         return network.extract(width or network.config.names[-1])
     if width is not None:
         raise ValueError(f"{source}: a {type(network).__name__} has one width, there is no {width!r}")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pocketdiffusion import store
+from pocketdiffusion.compress import width
 from pocketdiffusion.models import elastic_dit, supernet
 from pocketdiffusion.models.supernet import PRESETS, Config, Supernet, elastic, private, with_lora
 from pocketdiffusion.nn.taps import tap
@@ -145,3 +146,44 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match=r"a share of 0\.3 leaves 9\.6 of 32"):
         Supernet(elastic(base, names=("a", "b"), shares=(0.3, 1.0)))
     assert isinstance(THREE, Config)
+
+
+@each("config", EVERY)
+def test_a_width_in_a_file_of_its_own(config, tmp_path):
+    """What one width has for itself goes into another copy of the same base, and into no other."""
+    net, other = noisy(config), noisy(config)
+    first = config.names[0]
+    for value in other.extras(first).values():
+        nn.init.zeros_(value)
+    path = tmp_path / "first.safetensors"
+    width.write(net, first, path)
+    given = width.read(path)
+    assert (given.name, given.rank) == (first, config.rank)
+    width.adopt(other, given, path)
+    inputs = net.example()
+    with torch.no_grad():
+        torch.testing.assert_close(other.at(first)(*inputs), net.at(first)(*inputs), atol=5e-3, rtol=5e-3)
+        other.full.get_parameter("blocks.0.attn.q.weight").add_(0.1)
+    with pytest.raises(
+        ValueError, match=rf"first.safetensors: width '{first}' belongs to base [0-9a-f]{{8}}"
+    ):
+        width.adopt(other, given, path)
+    with pytest.raises(ValueError, match="no width 'huge'"):
+        width.write(net, "huge", path)
+
+
+def test_files_that_are_no_width(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"nothing")
+    store.save(noisy(THREE), tmp_path / "net")
+    for path in (
+        tmp_path / "a.safetensors",
+        tmp_path / "b.safetensors",
+        *(tmp_path / "net").glob("*.safetensors"),
+    ):
+        with pytest.raises(ValueError, match=f"{path.name}: not a file of one width"):
+            width.read(path)
+    lora, plain = noisy(with_lora(noisy(THREE), 2, 4.0).config), noisy(THREE)
+    plain.full.load_state_dict(lora.full.state_dict())
+    width.write(lora, "half", tmp_path / "half.safetensors")
+    with pytest.raises(ValueError, match="a LoRA of rank 2, the model has one of 0"):
+        width.adopt(plain, width.read(tmp_path / "half.safetensors"), "half.safetensors")

@@ -141,6 +141,15 @@ def test_kdmd_scenes_teaches_every_width(elastic, few, tiny_folder, tmp_path, ca
     made = Pipeline.from_pretrained(tmp_path / "run" / "pipeline", width="half")
     assert len(made.schedule.times) == 4 and made("a star")[0].size == (32, 32)
     flags += ["--model", tmp_path / "run" / "pipeline", "--out", tmp_path / "again"]
+    for width in ("half", "full"):
+        file = tmp_path / "run" / f"{width}.safetensors"
+        own = Pipeline.from_pretrained(elastic, width=str(file)).transformer
+        wanted = Pipeline.from_pretrained(tmp_path / "run" / "pipeline", width=width).transformer
+        inputs = own.example()
+        with torch.no_grad():
+            torch.testing.assert_close(own(*inputs), wanted(*inputs), atol=1e-3, rtol=1e-3)
+    argv = ["generate", "a star", "--model", elastic, "--width", tmp_path / "none.safetensors"]
+    assert "none.safetensors: not a file of one width" in refused(capsys, *argv)
     again = refused(capsys, "train", "kdmd_scenes", *flags)
     assert "has few steps already" in again
 

@@ -24,7 +24,7 @@ class Args:
     model: str = "scenes"
     """A shipped pipeline's name or a folder, of diffusers too."""
     width: str | None = None
-    """Of an elastic model: one of its widths by name; default: the full one."""
+    """Of an elastic model: a width by name, or a file of one (kdmd_scenes); default: the full one."""
     bundle: tuple[Path, ...] = ()
     """Exported folders (pocket export) to compare with the model."""
     batch: int = 1

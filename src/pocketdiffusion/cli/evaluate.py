@@ -33,7 +33,7 @@ class Args:
     decoder: Path | None = None
     """A folder with another decoder of the same latents (pocket train tiny_decoder)."""
     width: str | None = None
-    """Of an elastic model: one of its widths by name; default: the full one."""
+    """Of an elastic model: a width by name, or a file of one (kdmd_scenes); default: the full one."""
     bundle: Path | None = None
     """An exported folder (pocket export) to score in place of the model."""
     per_prompt: int = 4

@@ -37,7 +37,7 @@ class Args:
     decoder: Path | None = None
     """A folder with another decoder of the same latents (pocket train tiny_decoder)."""
     width: str | None = None
-    """Of an elastic model: one of its widths by name; default: the full one."""
+    """Of an elastic model: a width by name, or a file of one (kdmd_scenes); default: the full one."""
     target: str = "onnx"
     """Which runtime: onnx, executorch, coreml or web."""
     precision: str = "fp32"

@@ -54,7 +54,7 @@ class Args:
     decoder: Path | None = None
     """A folder with another decoder of the same latents (pocket train tiny_decoder)."""
     width: str | None = None
-    """Of an elastic model: one of its widths by name; default: the full one."""
+    """Of an elastic model: a width by name, or a file of one (kdmd_scenes); default: the full one."""
     lazy: str | None = None
     """A plan of the pipeline's, by name: branches that rest at some steps (pocket train lazy_scenes)."""
     count_correct: bool = False

@@ -1,18 +1,80 @@
-"""Which width of an elastic model to run: the widest that is fast enough by a table of costs.
+"""Widths of an elastic model: the widest that is fast enough, and files of one alone.
 
     name, ms = widest(supernet.shapes, Costs.load("costs.json"), budget=40.0)
+    write(supernet, "small", Path("small.safetensors"))         norms, modulation, LoRA of one width
+    adopt(supernet, read(Path("small.safetensors")), source)    into another copy of the same base
 
 ``shapes``: name -> plain model, narrowest first, on meta as well as with weights. The table has a row for
-each of them as a whole, as `pocket costs elastic` writes it.
+each of them as a whole, as `pocket costs elastic` writes it. A file of a width carries the hash of the full
+network whose leading part it belongs to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from ..data.latents import rounded_hash
+from ..disk import renamed, save_tensors
 from .costs import Costs
 from .ops import calls
+
+FORMAT = "pocketdiffusion width 1"
+
+
+@dataclass(frozen=True)
+class Extras:
+    """``base``: of the full network; ``rank`` and ``alpha`` of the LoRA, rank 0 if there is none."""
+
+    name: str
+    base: str
+    rank: int
+    alpha: float
+    tensors: Mapping[str, Tensor]
+
+
+def write(net: Any, name: str, path: Path) -> None:
+    net.config.plain(name)  # whether there is one
+    told = {"format": FORMAT, "name": name, "base": rounded_hash(net.full.state_dict())}
+    told |= {"rank": str(net.config.rank), "alpha": str(net.config.alpha)}
+    tensors = {n: value.detach().half().cpu().contiguous() for n, value in net.extras(name).items()}
+    with renamed(path) as temporary:
+        save_tensors(tensors, temporary, told)
+
+
+def read(path: Path) -> Extras:
+    """ValueError names a file that is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            told = file.metadata() or {}
+            if told.get("format") != FORMAT:
+                raise ValueError(f"{path}: not a file of one width")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Extras(told["name"], told["base"], int(told["rank"]), float(told["alpha"]), tensors)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(f"{path}: not a file of one width ({error})") from None
+
+
+@torch.no_grad()
+def adopt(net: Any, given: Extras, source: Any) -> None:
+    """In place. ValueError if the file belongs to another base, or another LoRA."""
+    own = rounded_hash(net.full.state_dict())
+    if given.base != own:
+        raise ValueError(
+            f"{source}: width {given.name!r} belongs to base {given.base[:8]}, this is {own[:8]}"
+        )
+    there = net.extras(given.name)
+    if there.keys() != given.tensors.keys():
+        raise ValueError(f"{source}: a LoRA of rank {given.rank}, the model has one of {net.config.rank}")
+    for name, value in given.tensors.items():
+        there[name].copy_(value)
 
 
 def times(shapes: Mapping[str, Any], table: Costs, precision: str, device: str | None) -> dict[str, float]:

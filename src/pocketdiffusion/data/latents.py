@@ -43,16 +43,18 @@ def weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def latents_hash(vae: nn.Module) -> str:
-    """32 hex digits over all that decides what latents are: every tensor that is not a decoder's.
-
-    Of values as fp16, so that an autoencoder that was stored so is still the same.
-    """
+def rounded_hash(tensors: Mapping[str, Tensor]) -> str:
+    """32 hex digits over names and values as fp16: what was stored so is still the same."""
     side = nn.Module()
-    for name, value in vae.state_dict().items():
-        if not {"decoder", "post_quant_conv"} & set(name.split(".")):
-            side.register_buffer(name.replace(".", "/"), value.half() if value.is_floating_point() else value)
+    for name, value in tensors.items():
+        side.register_buffer(name.replace(".", "/"), value.half() if value.is_floating_point() else value)
     return weights_hash(side)
+
+
+def latents_hash(vae: nn.Module) -> str:
+    """32 hex digits over all that decides what latents are: every tensor that is not a decoder's."""
+    decoders = {"decoder", "post_quant_conv"}
+    return rounded_hash({n: v for n, v in vae.state_dict().items() if not decoders & set(n.split("."))})
 
 
 def write(

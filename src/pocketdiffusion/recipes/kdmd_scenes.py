@@ -7,7 +7,8 @@
 One width after the other (OUT/WIDTH), with a LoRA of its own on student and critic, so that all of them still
 share one file. Beside the distribution's gradient, which needs the many-step teacher, the few-step teacher
 tells what it would predict and its last features (methods/dmd.py). A run that was stopped goes on. Not run in
-full yet. Ends with OUT/pipeline: the elastic model with its LoRA, sampled at four levels without guidance.
+full yet. Ends with OUT/pipeline: the elastic model with its LoRA, sampled at four levels without guidance;
+and with OUT/WIDTH.safetensors, what each width has for itself, for another copy of the same base.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from .. import store
+from ..compress.width import write
 from ..methods.dmd import Knowledge
 from ..models.supernet import Supernet, key, with_lora
 from ..pipeline import Pipeline, find, same_latents
@@ -102,4 +104,6 @@ def main(args: Args) -> None:
         return
     every = Pipeline(made, pipe.text_encoder, pipe.vae, pipe.schedule, pipe.decoder)
     every.teacher = args.teacher
+    for width in widths:
+        write(made, width, args.out / f"{width}.safetensors")
     every.save_pretrained(args.out / "pipeline", torch.float16)
