@@ -52,6 +52,10 @@ class Args:
     """Which parts to write, for an app that has the others."""
     plan: Path | None = None
     """Folder of plans (COMPONENT.json); with --size-mb they are written there, without it read from there."""
+    lazy: str | None = None
+    """Target onnx: a plan of the pipeline's, by name, as a program for each set of branches that rest."""
+    graphs: int = 4
+    """With --lazy: programs of the denoiser at most; steps that differ little share one."""
     webgpu: bool = False
     """Target web: put onnxruntime-web's WebGPU build (27 MB) beside the WASM one."""
     calibrate: str = "scenes"
@@ -80,6 +84,8 @@ def check(args: Args) -> None:
     if args.size_mb is not None and (args.precision not in ("w8", "w4") or args.target == "executorch"):
         wrong = f"--target {args.target} --precision {args.precision}"
         raise ValueError(f"--size-mb chooses weight bits: use w8 or w4 of onnx, web or coreml, not {wrong}")
+    if args.lazy and (args.target != "onnx" or args.plan or args.size_mb or args.components != every):
+        raise ValueError(f"--lazy {args.lazy}: needs target onnx, and no --plan, --size-mb and --components")
     if args.size_mb is not None and args.size_mb <= 0:
         raise ValueError(f"--size-mb {args.size_mb}: expected a positive size")
 
@@ -163,6 +169,7 @@ def main(args: Args) -> None:
     from ..compress.bits import uniform
     from ..export.bundle import Choice, export, table
     from ..export.foreign import opened
+    from ..export.lazy import fewer, resting
     from ..export.program import programs
 
     pipe = opened(args.model, args.decoder, args.width)
@@ -185,7 +192,11 @@ def main(args: Args) -> None:
     assert args.out is not None
     runtimes = ("wasm", "webgpu") if args.webgpu else ("wasm",)
     source = f"{args.model} ({args.width})" if args.width else args.model
-    choice = Choice(args.target, args.precision, args.size, plans, tuple(chosen), runtimes)
+    lazy = fewer(pipe.lazy(args.lazy), args.graphs) if args.lazy else None
+    if lazy:
+        graphs = len({frozenset(), *resting(lazy)})
+        print(f"{graphs} programs of the denoiser, {lazy.laziness:.2f} of the calls of its branches rest")
+    choice = Choice(args.target, args.precision, args.size, plans, tuple(chosen), runtimes, lazy)
     report = export(pipe, args.out, choice, source, lambda what: print(what, flush=True))
     print(text(table(report)))
     agree = f"; pictures agree to {median(report.psnr):.1f} dB (median)" if report.psnr else ""

@@ -15,6 +15,7 @@ here), ``write(program, path, precision, bits, probes)``, ``opened(path, threads
     parity.py      Parity: exported components and whole pictures against the original.
     streams.py     An autoencoder by itself -> programs; of clips as streams with their state spelled out.
     budget.py      A budget in bytes for a whole pipeline -> a plan of bits for each of its programs.
+    lazy.py        Lazy plans as static graphs: a program per set of branches that rest.
     bundle.py      A pipeline -> a bundle: programs, a manifest, the runtime, and proof that it is right.
     foreign.py     Pipelines of diffusers as our Pipeline, their parts spelled for exporters.
 """

@@ -26,9 +26,11 @@ from .. import __version__, noise
 from .. import runtime as runtime_folder
 from ..bench.peak import peak
 from ..compress.bits import Plan
+from ..compress.lazy import Plan as LazyPlan
 from ..disk import replacing
 from ..pipeline import Pipeline
 from ..runtime.manifest import COMPONENTS, FILE, Manifest, hashes
+from . import lazy
 from .foreign import ForeignPipeline
 from .parity import demand, demand_pictures, pictures, psnr, recorded, relative
 from .program import Program, programs
@@ -64,6 +66,7 @@ class Choice:
     plans: Mapping[str, Plan] = field(default_factory=dict)
     components: tuple[str, ...] = COMPONENTS
     runtimes: tuple[str, ...] = ("wasm",)  # target web: builds of onnxruntime-web to put beside it
+    lazy: LazyPlan | None = None  # branches that rest at some steps, as programs of their own (lazy.py)
 
 
 @dataclass
@@ -183,14 +186,21 @@ def export(
     if choice.target == "web" and isinstance(pipe, ForeignPipeline):
         raise ValueError(f"target web: its page cannot read prompts as a {pipe.kind} does; use target onnx")
     made = programs(pipe, choice.size)
+    components = list(choice.components)
+    steps: list[str] = []
+    if choice.lazy:
+        made, steps = lazy.programs(pipe, made, choice.lazy)
+        components += [name for name in made if name not in COMPONENTS]
     manifest = manifest_of(pipe, made, choice, model)
+    if steps:
+        manifest.schedule["lazy"] = steps
     seen("sampling the original")
     brief = shortened(pipe, manifest)
     wanted, probes = recorded(made, brief, pipe)
-    manifest = replace(manifest, components={name: manifest.components[name] for name in choice.components})
+    manifest = replace(manifest, components={name: manifest.components[name] for name in components})
     with replacing(folder, (FILE,)) as temporary:
         run, rows, warnings, ratios = {}, [], [], []
-        for name in choice.components:
+        for name in components:
             seen(f"writing {name}")
             path = temporary / f"{name}{writer.SUFFIX}"
             plan = choice.plans.get(name)
@@ -208,7 +218,7 @@ def export(
                     warnings.append(f"no peak memory: {error}")
             rows.append(row)
             warnings += limits(name, bytes_)
-        if len(run) == len(COMPONENTS):
+        if set(COMPONENTS) <= set(run):
             seen("sampling the bundle")
             found = pictures(lambda name, inputs: run[name](inputs), brief, pipe)
             ratios = [psnr(a, b) for a, b in zip(found, wanted)]

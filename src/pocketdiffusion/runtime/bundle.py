@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .manifest import COMPONENTS, Manifest, read
+from .manifest import Manifest, read
 from .sample import Named, Progress, sample
 
 Component = Callable[[Named], dict[str, Any]]
@@ -102,7 +102,7 @@ class Bundle:
         self.words = Words(folder, manifest.text)
         self.loaded: dict[str, Component] = {}
         if not sequential:
-            for name in COMPONENTS:
+            for name in manifest.components:
                 self.component(name)
 
     @classmethod

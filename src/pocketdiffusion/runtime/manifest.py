@@ -1,7 +1,8 @@
 """manifest.json: what a bundle is, and the refusal of one that is not whole or not ours.
 
 target, precision           which exporter wrote it, and how finely
-schedule                    the pipeline's own: sampler, steps, shift, times, guidance, interval, size
+schedule                    the pipeline's own: sampler, steps, shift, times, guidance, interval, size; and
+                            lazy, the program that each step calls, if there are several
 picture, latent             (H, W) pixels; (C, h, w)
 text                        tokenizer file, length, begin and end token; or parts, a list of such
 components                  text_encoder, denoiser, decoder: file, inputs and outputs with shape and dtype

@@ -1,7 +1,7 @@
 """Prompt tokens -> pictures, given the three components as functions of named arrays.
 
     call("text_encoder", {"ids", "mask"}) -> {"tokens", ...}
-    call("denoiser", {"x", "t", "tokens", "mask", ...}) -> {"v"}
+    call("denoiser", {"x", "t", "tokens", "mask", ...}) -> {"v"}     one of several where the schedule is lazy
     call("decoder", {"z"}) -> {"picture"}
 
 The same schedule, guidance and noise as the torch pipeline. All prompts are encoded before the first is
@@ -35,27 +35,50 @@ class Progress:
     x0: Array  # (C, h, w), predicted
 
 
-def rows(call: Call, manifest: Manifest, x: Array, t: np.float32, conds: Sequence[Named]) -> list[Array]:
-    """Velocities of one latent under several conditions, in calls of the exported batch."""
-    batch = manifest.components["denoiser"]["inputs"]["x"]["shape"][0]
-    found: list[Array] = []
-    for i in range(0, len(conds), batch):
-        part = list(conds[i : i + batch])
-        part += part[-1:] * (batch - len(part))
-        inputs = {key: np.concatenate([c[key] for c in part]) for key in part[0]}
-        inputs |= {"x": np.stack([x] * batch), "t": np.full(batch, t, np.float32)}
-        found += list(call("denoiser", inputs)["v"])
-    return found[: len(conds)]
+class Denoiser:
+    """The denoiser along one trajectory: which program each level takes, and what it keeps for the next."""
+
+    def __init__(self, call: Call, manifest: Manifest):
+        self.call, self.manifest = call, manifest
+        self.names = manifest.schedule.get("lazy") or []
+        self.times = levels(manifest.schedule)[:-1]
+        self.kept: list[dict[str, Any]] = []  # of each call
+        self.known = 0  # conditions of the last call
+
+    def program(self, t: np.float32, conditions: int) -> str:
+        """A condition that was not there before has nothing kept: everything is computed."""
+        new, self.known = conditions > self.known, conditions
+        if new or not self.names:
+            return "denoiser"
+        return self.names[int(np.abs(self.times - t).argmin())]
+
+    def __call__(self, x: Array, t: np.float32, conds: Sequence[Named]) -> list[Array]:
+        """Velocities of one latent under several conditions, in calls of the exported batch."""
+        name = self.program(t, len(conds))
+        shapes = self.manifest.components[name]["inputs"]
+        batch = shapes["x"]["shape"][0]
+        found: list[Array] = []
+        for number, i in enumerate(range(0, len(conds), batch)):
+            part = list(conds[i : i + batch])
+            part += part[-1:] * (batch - len(part))
+            inputs = {key: np.concatenate([c[key] for c in part]) for key in part[0]}
+            inputs |= {"x": np.stack([x] * batch), "t": np.full(batch, t, np.float32)}
+            self.kept += [{}] * (number + 1 - len(self.kept))
+            inputs |= {key: value for key, value in self.kept[number].items() if key in shapes}
+            given = dict(self.call(name, inputs))
+            found += list(given.pop("v"))
+            self.kept[number] = {**self.kept[number], **given}
+        return found[: len(conds)]
 
 
-def velocity(call: Call, manifest: Manifest, cond: Named, null: Named, guidance: float) -> Any:
+def velocity(denoiser: Denoiser, cond: Named, null: Named, guidance: float) -> Any:
     """(x, t) -> v, guided inside the schedule's interval."""
-    low, high = manifest.schedule["interval"]
+    low, high = denoiser.manifest.schedule["interval"]
 
     def v(x: Array, t: np.float32) -> Array:
         if guidance == 1 or not low <= t <= high:
-            return rows(call, manifest, x, t, [cond])[0]
-        c, u = rows(call, manifest, x, t, [cond, null])
+            return denoiser(x, t, [cond])[0]
+        c, u = denoiser(x, t, [cond, null])
         return u + np.float32(guidance) * (c - u)
 
     return v
@@ -90,6 +113,8 @@ def sample(
     scale = schedule["guidance"] if guidance is None else guidance
     if not np.isfinite(scale) or scale < 0:
         raise ValueError(f"guidance must be 0 or more, got {scale}")
+    if schedule.get("lazy") and steps not in (None, schedule["steps"]):
+        raise ValueError(f"steps: this lazy bundle takes {schedule['steps']} steps, got {steps}")
     times, step = levels(schedule, steps), STEPS[schedule["sampler"]]
     known: dict[bytes, dict[str, Any]] = {}
     for ids, mask in [*prompts, negative]:
@@ -102,7 +127,7 @@ def sample(
     latents = []
     for i, cond in enumerate(conds):
         x = normal(seed, first + i, 0, manifest.latent)
-        v = velocity(call, manifest, cond, null, scale)
+        v = velocity(Denoiser(call, manifest), cond, null, scale)
         for index, (t, s) in enumerate(pairwise(times)):
             fresh = schedule["sampler"] == "renoise" and s > 0
             noise = normal(seed, first + i, index + 1, manifest.latent) if fresh else None
@@ -110,7 +135,8 @@ def sample(
             if callback:
                 callback(Progress(i, index + 1, len(times) - 1, x0))
         latents.append(x)
-    done("denoiser")
+    for name in dict.fromkeys(["denoiser", *(schedule.get("lazy") or [])]):
+        done(name)
     pictures = [call("decoder", {"z": x[None]})["picture"][0] for x in latents]
     done("decoder")
     return np.clip(np.stack(pictures), -1, 1)
