@@ -23,9 +23,12 @@ def test_demo_writes_a_report(tiny_folder, tmp_path, capsys):
     argv = ["demo", "--out", tmp_path, "--model", tiny_folder, "--student", tmp_path / "student", *FLAGS]
     assert guarded([str(a) for a in argv]) == 0, capsys.readouterr().err
     page, told = (tmp_path / "report.html").read_text(), capsys.readouterr().out
-    for heading in ("From prompt to picture", "Training, live", "Scored", "Timed", "Onto a device"):
+    headings = ("From prompt to picture", "Training, live", "Scored", "Spend less", "Timed", "Onto a device")
+    for heading in headings:
         assert heading in page
     assert (tmp_path / "shipped.png").exists() and (tmp_path / "compare.png").exists()
+    assert "3 steps, 33% lazy" in page and (tmp_path / "lazy.png").exists()
+    assert "Left out: 3 steps leave nothing to go back to" in page
     # three steps with guidance against two without
     assert "Teacher and student" in page and '<div class="beside">' in page
     (calls,) = [line.split() for line in told.splitlines() if line.startswith("calls of the denoiser")]

@@ -3,7 +3,7 @@
     pocket demo --out out/demo
     pocket demo --model FOLDER --student FOLDER        # any two pipelines side by side
 
-About six minutes on two cores. Writes report.html and PNG files.
+About seven minutes on two cores. Writes report.html and PNG files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..eval.compose import Result
@@ -30,6 +30,12 @@ PROMPTS = (
 )
 
 EACH = 3  # pictures per prompt
+COUNTED = (
+    "five red circles",
+    "three blue stars",
+    "six green squares",
+    "four yellow diamonds",
+)
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,77 @@ def compare(demo: Demo) -> None:
     print(text(rows))
 
 
+def spend_less(demo: Demo) -> None:
+    """Lazy sampling beside fewer steps: what rests, pictures, time."""
+    from ..bench.latency import latency
+    from ..bench.table import text
+    from ..compress.lazy import alternating
+    from ..eval.plots import heat
+    from ..eval.report import grid, to_pil
+    from ..nn.gate import branches
+
+    pipe, steps = demo.pipe, len(demo.pipe.schedule.levels()) - 1
+    names = branches(pipe.transformer)
+    plans = pipe.plans or {"alternating": alternating(names, pipe.schedule.levels()[:-1].tolist())}
+    name, plan = max(plans.items(), key=lambda found: found[1].laziness)
+    ways: dict[str, dict[str, Any]] = {
+        f"{steps} steps": {},
+        f"{steps} steps, {plan.laziness:.0%} lazy": {"lazy": plan},
+        f"{max(1, round(steps * (1 - plan.laziness)))} steps": {
+            "steps": max(1, round(steps * (1 - plan.laziness)))
+        },
+    }
+    full, rows, pictures = pipe.sample(PROMPTS), [], {}
+    for way, how in ways.items():
+        drawn = pictures[way] = pipe.sample(PROMPTS, **how)
+
+        def one(how: dict[str, Any] = how) -> object:
+            return pipe.sample(["two green stars"], **how)
+
+        timed = latency(one, (), runs=3, warmup=1, threads=demo.args.threads)
+        away = float((drawn - full).abs().mean()) if how else None
+        rows.append(
+            {"": way, "seconds per picture": timed.median / 1e3, "mean difference from the first": away}
+        )
+    squares = {n: [float(not rests) for rests in row] for n, row in plan.skips.items()}
+    demo.report.heading("Spend less").text(
+        f"The plan {name!r}: branches of the denoiser that rest at some steps, where what they gave the step "
+        "before stands in; beside it, as many steps as cost about the same. docs/results.md says how good "
+        "learned plans are."
+    )
+    demo.report.beside(pictures, PROMPTS).table(rows)
+    demo.report.plot(heat(squares, "step; filled: computed"), "What is computed")
+    every = [x for drawn in pictures.values() for x in to_pil(drawn)]
+    grid(every, len(pictures) * PROMPTS, columns=len(PROMPTS)).save(demo.args.out / "lazy.png")
+    print(text(rows))
+
+
+def count_right(demo: Demo) -> None:
+    """Count correction: what was foreseen, what had to change, what came of it."""
+    import torch
+
+    from ..eval.report import grid
+    from .counting import LEAST, Looking
+
+    demo.report.heading("Count right")
+    steps = len(demo.pipe.schedule.levels()) - 1
+    if demo.pipe.schedule.times or steps < LEAST:
+        demo.report.text(f"Left out: {steps} steps leave nothing to go back to; it takes {LEAST}.")
+        return
+    looking, shown, lines = Looking(demo.pipe), [], []
+    for prompt in COUNTED:
+        made = looking(prompt)
+        shown.append(made.shown)
+        lines.append(f"{prompt}: {made.line()}")
+    demo.report.text(
+        "Each row of three: what the denoiser foresees before the middle, what goes (red) and comes (green), "
+        "and what came of it. Nothing changes where the count is right.\n\n" + "\n".join(lines)
+    )
+    demo.report.grid(torch.stack(shown), list(COUNTED), 300)
+    grid(torch.stack(shown), COUNTED, columns=2).save(demo.args.out / "count.png")
+    print("\n".join(lines))
+
+
 def measure(demo: Demo) -> None:
     """Parameters, multiply-accumulates, latency and memory of the three parts."""
     from ..bench.table import text
@@ -227,7 +304,7 @@ def device(demo: Demo) -> None:
     print(text(rows))
 
 
-SECTIONS = (generate, train, score, compare, measure, device)
+SECTIONS = (generate, train, score, compare, spend_less, count_right, measure, device)
 
 
 def main(args: Args) -> None:
