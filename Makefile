@@ -33,7 +33,7 @@ demo: setup
 	$(VENV)/bin/pocket demo --out out/demo
 
 bench: setup
-	$(VENV)/bin/pocket bench --model scenes
+	$(VENV)/bin/pocket bench
 
 # The sample pictures that README and docs show, made anew from the shipped pipeline.
 docs: setup

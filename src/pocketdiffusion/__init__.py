@@ -1,7 +1,7 @@
 """pocketdiffusion: big diffusion models made small, few-step and fast, for phones, edge devices and browsers.
 
     import pocketdiffusion as pd
-    pd.Pipeline.from_pretrained("scenes")("two green stars")[0].save("stars.png")
+    pd.Pipeline.from_pretrained("snapgen_scenes")("two green stars")[0].save("stars.png")
 
 Names are loaded when they are first used; docs/tour.md says in which order to read the package.
 """

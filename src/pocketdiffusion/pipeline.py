@@ -1,9 +1,9 @@
 """Pipeline, prompt -> picture: text encoder, denoiser, sampler and autoencoder in one folder.
 
-pipe = Pipeline.from_pretrained("scenes")
+pipe = Pipeline.from_pretrained("snapgen_scenes")
 pipe("two green stars", seed=3)[0].save("stars.png")
 
-FOLDER/model_index.json             which classes
+FOLDER/model_index.json             which classes; of a few-step pipeline, which teacher it had
 FOLDER/transformer/  text_encoder/  vae/
 FOLDER/decoder/                             a smaller decoder in place of the vae's own, if there is one
 FOLDER/tokenizer/tokenizer.json

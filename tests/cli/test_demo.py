@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from pocketdiffusion.cli.demo import Args, Demo, compare, student_of
+from pocketdiffusion.cli.demo import Args, Demo, compare
 from pocketdiffusion.cli.main import guarded
 from pocketdiffusion.eval.report import Report
-from pocketdiffusion.pipeline import Pipeline, shipped
+from pocketdiffusion.pipeline import Pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ def test_demo_writes_a_report(tiny_folder, tmp_path, capsys):
     student = Pipeline.from_pretrained(tiny_folder)
     student.schedule = replace(student.schedule, times=(1.0, 0.6), guidance=1.0)
     student.save_pretrained(tmp_path / "student")
-    argv = ["demo", "--out", tmp_path, "--model", tiny_folder, "--student", tmp_path / "student", *FLAGS]
+    argv = ["demo", "--out", tmp_path, "--model", tmp_path / "student", "--teacher", tiny_folder, *FLAGS]
     assert guarded([str(a) for a in argv]) == 0, capsys.readouterr().err
     page, told = (tmp_path / "report.html").read_text(), capsys.readouterr().out
     headings = ("From prompt to picture", "Training, live", "Scored", "Spend less", "Timed", "Onto a device")
@@ -35,15 +35,14 @@ def test_demo_writes_a_report(tiny_folder, tmp_path, capsys):
     assert calls[-3:] == ["6", "2", "3"]
 
 
-def test_demo_goes_on_without_a_student(tmp_path):
+def test_demo_goes_on_without_a_teacher(tmp_path):
     demo = Demo(Args(out=tmp_path), None, None, Report("x"))
     compare(demo)
-    assert "no pipeline &#x27;snapgen_scenes&#x27; is shipped; name one with --student" in demo.report.html()
-    assert student_of(Args(student="snapgen_scenes")) is None or "snapgen_scenes" in shipped()
+    assert "no --teacher is named" in demo.report.html()
 
 
-def test_demo_refuses_a_student_that_was_named_and_is_not_there(tiny_folder, tmp_path, capsys):
-    argv = ["demo", "--out", tmp_path, "--model", tiny_folder, "--student", "nowhere"]
+def test_demo_refuses_a_teacher_that_is_not_there(tiny_folder, tmp_path, capsys):
+    argv = ["demo", "--out", tmp_path, "--model", tiny_folder, "--teacher", "nowhere"]
     assert guarded([str(a) for a in argv]) == 2
     assert "no pipeline 'nowhere'" in capsys.readouterr().err
 

@@ -21,7 +21,7 @@ from ..device import choose, precision
 
 @dataclass(frozen=True)
 class Args:
-    model: str = "scenes"
+    model: str = "snapgen_scenes"
     """A shipped pipeline's name or a folder, of diffusers too."""
     width: str | None = None
     """Of an elastic model: a width by name, or a file of one (kdmd_scenes); default: the full one."""

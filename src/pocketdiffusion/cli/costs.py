@@ -32,7 +32,7 @@ LIST = "blocks.json"
 
 @dataclass(frozen=True)
 class Args:
-    model: Annotated[str, tyro.conf.Positional] = "scenes"
+    model: Annotated[str, tyro.conf.Positional] = "snapgen_scenes"
     """A shipped pipeline's name, a folder of a pipeline or of one network, or CLASS:PRESET."""
     component: str = "transformer"
     """Which network of a pipeline: transformer, text_encoder or vae."""

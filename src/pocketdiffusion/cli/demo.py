@@ -1,7 +1,7 @@
 """pocket demo: sample, train, score, compare, time and export, in a report to look at.
 
     pocket demo --out out/demo
-    pocket demo --model FOLDER --student FOLDER        # any two pipelines side by side
+    pocket demo --model FOLDER --teacher FOLDER        # any two pipelines side by side
 
 About seven minutes on two cores. Writes report.html and PNG files.
 """
@@ -41,9 +41,10 @@ COUNTED = (
 @dataclass(frozen=True)
 class Args:
     out: Path = Path("out/demo")
-    model: str = "scenes"
-    student: str = "snapgen_scenes"
-    """The pipeline that is compared with it, such as one of few steps: a shipped one's name or a folder."""
+    model: str = "snapgen_scenes"
+    """A shipped pipeline's name or a folder."""
+    teacher: str = "scenes"
+    """The pipeline of many steps beside it, which is also sampled lazily and corrected; empty: none."""
     train_steps: int = 600
     """Steps of the small model that is trained live."""
     prompts: int = 6
@@ -57,9 +58,14 @@ class Demo:
 
     args: Args
     pipe: Pipeline
-    student: Pipeline | None
+    teacher: Pipeline | None
     report: Report
     scored: Result | None = None  # of ``pipe``
+
+    @property
+    def many(self) -> Pipeline:
+        """The pipeline of many steps, if there is one."""
+        return self.teacher or self.pipe
 
 
 def generate(demo: Demo) -> None:
@@ -74,7 +80,7 @@ def generate(demo: Demo) -> None:
     demo.report.heading("From prompt to picture")
     schedule = demo.pipe.schedule
     demo.report.text(
-        f"The shipped pipeline: {schedule.steps} steps, guidance {schedule.guidance}, seed 0, "
+        f"{demo.args.model}: {len(schedule.levels()) - 1} steps, guidance {schedule.guidance}, seed 0, "
         f"{seconds:.2f} s per picture here."
     )
     demo.report.grid(pictures, every)
@@ -120,15 +126,6 @@ def score(demo: Demo) -> None:
     print(result.table())
 
 
-def student_of(args: Args) -> Pipeline | None:
-    """None where the default is asked for and not shipped."""
-    from ..pipeline import Pipeline, shipped
-
-    if args.student == Args.student and args.student not in shipped():
-        return None
-    return Pipeline.from_pretrained(args.student)
-
-
 def costs(pipe: Pipeline, scored: Result, threads: int) -> dict[str, float]:
     """What a pipeline scores, and what a picture takes, counted and here."""
     from ..bench.latency import latency
@@ -149,21 +146,21 @@ def costs(pipe: Pipeline, scored: Result, threads: int) -> dict[str, float]:
 
 
 def compare(demo: Demo) -> None:
-    """The pipeline beside its student: pictures from the same noise, scores, costs."""
+    """The pipeline beside its teacher: pictures from the same noise, scores, costs."""
     from ..bench.table import text
     from ..eval.report import grid, to_pil
     from . import evaluate
 
     demo.report.heading("Teacher and student")
-    if demo.student is None:
-        demo.report.text(f"Left out: no pipeline {demo.args.student!r} is shipped; name one with --student.")
+    if demo.teacher is None:
+        demo.report.text("Left out: no --teacher is named.")
         return
     assert demo.scored
-    pictures = {"teacher": demo.pipe.sample(PROMPTS), "student": demo.student.sample(PROMPTS)}
-    args = evaluate.Args(demo.args.student, per_prompt=2, prompts=demo.args.prompts)
-    scored, _ = evaluate.scene_eval(evaluate.artist(demo.student, args), args)
-    teacher = costs(demo.pipe, demo.scored, demo.args.threads)
-    student = costs(demo.student, scored, demo.args.threads)
+    pictures = {"teacher": demo.teacher.sample(PROMPTS), "student": demo.pipe.sample(PROMPTS)}
+    args = evaluate.Args(demo.args.teacher, per_prompt=2, prompts=demo.args.prompts)
+    scored, _ = evaluate.scene_eval(evaluate.artist(demo.teacher, args), args)
+    teacher = costs(demo.teacher, scored, demo.args.threads)
+    student = costs(demo.pipe, demo.scored, demo.args.threads)
     no_ratio = ("SceneEval", "guidance")
     rows = [
         {
@@ -175,7 +172,7 @@ def compare(demo: Demo) -> None:
         for name in teacher
     ]
     demo.report.text(
-        f"Teacher: {demo.args.model}, student: {demo.args.student}. The same prompts, and the same noise "
+        f"Teacher: {demo.args.teacher}, student: {demo.args.model}. The same prompts, and the same noise "
         "where sizes agree. A step with guidance calls the denoiser twice; a picture's MACs count that, the "
         f"text and the decoder. Seconds are one picture's, here; SceneEval is of {scored.pictures} pictures "
         "only: docs/results.md has the full one."
@@ -195,7 +192,7 @@ def spend_less(demo: Demo) -> None:
     from ..eval.report import grid, to_pil
     from ..nn.gate import branches
 
-    pipe, steps = demo.pipe, len(demo.pipe.schedule.levels()) - 1
+    pipe, steps = demo.many, len(demo.many.schedule.levels()) - 1
     names = branches(pipe.transformer)
     plans = pipe.plans or {"alternating": alternating(names, pipe.schedule.levels()[:-1].tolist())}
     name, plan = max(plans.items(), key=lambda found: found[1].laziness)
@@ -239,11 +236,11 @@ def count_right(demo: Demo) -> None:
     from .counting import LEAST, Looking
 
     demo.report.heading("Count right")
-    steps = len(demo.pipe.schedule.levels()) - 1
-    if demo.pipe.schedule.times or steps < LEAST:
+    steps = len(demo.many.schedule.levels()) - 1
+    if demo.many.schedule.times or steps < LEAST:
         demo.report.text(f"Left out: {steps} steps leave nothing to go back to; it takes {LEAST}.")
         return
-    looking, shown, lines = Looking(demo.pipe), [], []
+    looking, shown, lines = Looking(demo.many), [], []
     for prompt in COUNTED:
         made = looking(prompt)
         shown.append(made.shown)
@@ -316,8 +313,8 @@ def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     # before minutes are spent
-    student = student_of(args)
-    demo = Demo(args, Pipeline.from_pretrained(args.model), student, Report("pocketdiffusion demo"))
+    teacher = Pipeline.from_pretrained(args.teacher) if args.teacher else None
+    demo = Demo(args, Pipeline.from_pretrained(args.model), teacher, Report("pocketdiffusion demo"))
     for section in SECTIONS:
         started = time.perf_counter()
         print(f"== {section.__name__}")

@@ -28,7 +28,7 @@ CAPTIONS, PICTURES = 10**6, 10**6 + 1  # seeds of the world that no training run
 
 @dataclass(frozen=True)
 class Args:
-    model: str = "scenes"
+    model: str = "snapgen_scenes"
     """A shipped pipeline's name or a folder."""
     decoder: Path | None = None
     """A folder with another decoder of the same latents (pocket train tiny_decoder)."""

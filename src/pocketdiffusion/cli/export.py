@@ -1,16 +1,17 @@
 """pocket export: a pipeline -> a bundle for a device, checked against the original.
 
-    pocket export scenes --target onnx --precision int8 -o out/scenes-int8
-    pocket export scenes --precision w4 --size-mb 4 -o out/scenes-4mb      # bits per layer under a budget
-    pocket export scenes --target web --precision int8 -o out/site         # then: pocket serve-web out/site
-    pocket export scenes --target executorch --precision 8da4w -o out/scenes-android
-    pocket export scenes --target coreml --precision fp16 -o out/scenes-ios
-    pocket export scenes --precision int8 --dry-run
+    pocket export --precision int8 -o out/int8                           # what ships, for onnxruntime
+    pocket export scenes --precision w4 --size-mb 4 -o out/4mb           # bits per layer under a budget
+    pocket export --target web --precision int8 -o out/site              # then: pocket serve-web out/site
+    pocket export --target executorch --precision 8da4w -o out/android
+    pocket export --target coreml --precision fp16 -o out/ios
+    pocket export --precision int8 --dry-run
+    pocket export runs/lazy_scenes/pipeline --lazy 0.4 -o out/lazy       # a plan as a few static graphs
     pocket export my_autoencoder/ --size 256 -o out/vae                  # an autoencoder by itself
     pocket export my_sd15/ --precision w8 -o out/sd15                    # a pipeline of diffusers
 
-An ONNX bundle carries its own runtime: python out/scenes-int8/run.py "two green stars". What does not compute
-what the original does is not written.
+An ONNX bundle carries its own runtime: python out/int8/run.py "two green stars". What does not compute what
+the original does is not written.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Args:
-    model: Annotated[str, tyro.conf.Positional] = "scenes"
+    model: Annotated[str, tyro.conf.Positional] = "snapgen_scenes"
     """A shipped pipeline's name or a folder, of diffusers too."""
     decoder: Path | None = None
     """A folder with another decoder of the same latents (pocket train tiny_decoder)."""

@@ -49,7 +49,7 @@ class Args:
     """Put all pictures into one file, a row per prompt."""
     scale: int = 1
     """Enlarge by this whole factor, without smoothing."""
-    model: str = "scenes"
+    model: str = "snapgen_scenes"
     """A shipped pipeline's name or a folder, ours or one of diffusers."""
     decoder: Path | None = None
     """A folder with another decoder of the same latents (pocket train tiny_decoder)."""
