@@ -13,8 +13,9 @@ if not importlib.util.find_spec("onnxruntime"):
     pytest.skip("needs the extra onnx", allow_module_level=True)
 
 
+@pytest.mark.parametrize("precision, limit", [("fp32", 1e-4), ("int8", 0.15)])
 @pytest.mark.parametrize("kind", sorted(store.KINDS))
-def test_onnx(kind, program_of, tmp_path):
+def test_onnx(kind, precision, limit, program_of, tmp_path):
     made = program_of(kind)
-    target.write(made, tmp_path / "a.onnx", "fp32")
-    assert relative(made, target.opened(tmp_path / "a.onnx", 1), [dict(made.inputs)]) < 1e-4
+    target.write(made, tmp_path / "a.onnx", precision)
+    assert relative(made, target.opened(tmp_path / "a.onnx", 1), [dict(made.inputs)]) < limit

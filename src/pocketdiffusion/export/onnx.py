@@ -178,7 +178,8 @@ def int8(proto: Any, leave: list[str], probes: Probes) -> Any:
                 weight_type=QuantType.QInt8,
                 reduce_range=True,
                 nodes_to_exclude=leave,
-                extra_options={"MatMulConstBOnly": True},
+                # of tensors behind the static part no type is noted; products take none but floats
+                extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
             )
             proto = onnx.load(b)
     return proto
