@@ -117,19 +117,22 @@ def matched(folder: Path, parts: dict[str, Any], tokens: int) -> None:
         raise ValueError(f"{folder}: the tokenizer has {tokens} tokens, the text encoder {text.vocab}")
 
 
-def narrowed(source: Any, network: Any, width: str | None) -> Any:
-    """One width of a supernet as a plain model, by name or by the file of one; other networks as they are."""
+def narrowed(source: Any, network: Any, width: str | None) -> tuple[Any, dict[str, Any] | None]:
+    """One width of a supernet as a plain model, by name or by the file of one, and how the file wants it to
+    be sampled; other networks as they are.
+    """
     if isinstance(network, Supernet):
+        schedule = None
         if width and width.endswith(".safetensors"):
             given = widths.read(Path(width))
             if given.rank and not network.config.rank:
                 network = with_lora(network, given.rank, given.alpha)
             widths.adopt(network, given, width)
-            width = given.name
-        return network.extract(width or network.config.names[-1])
+            width, schedule = given.name, given.schedule
+        return network.extract(width or network.config.names[-1]), schedule
     if width is not None:
         raise ValueError(f"{source}: a {type(network).__name__} has one width, there is no {width!r}")
-    return network
+    return network, None
 
 
 def fitting(source: Any, decoder: Any, vae: Any) -> None:
@@ -226,7 +229,7 @@ class Pipeline:
         for c in there:
             if index[c][-1] != type(parts[c]).__name__:
                 raise ValueError(f"{folder / c}: holds a {type(parts[c]).__name__}, expected {index[c][-1]}")
-        parts["transformer"] = narrowed(name, parts["transformer"], width)
+        parts["transformer"], own = narrowed(name, parts["transformer"], width)
         if decoder:
             parts["decoder"] = store.load(Path(decoder))
             fitting(decoder, parts["decoder"], parts["vae"])
@@ -234,7 +237,8 @@ class Pipeline:
         text.tokenizer = Tokenizer.load(folder / "tokenizer", text.config.length)
         matched(folder, parts, len(text.tokenizer))
         source = folder / "scheduler" / "scheduler_config.json"
-        schedule = store.config_of(Schedule, store.read_json(source), source).check(str(source))
+        told = store.read_json(source) if own is None else own
+        schedule = store.config_of(Schedule, told, source).check(str(source))
         made = cls(**parts, schedule=schedule)
         made.plans = {path.stem: Plan.load(path) for path in sorted((folder / "lazy").glob("*.json"))}
         made.teacher = str(index.get("_teacher", ""))

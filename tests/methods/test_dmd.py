@@ -251,3 +251,31 @@ def test_a_low_rank_student_and_critic(tmp_path):
 def test_what_is_refused():
     with pytest.raises(ValueError, match="every 0"):
         toy(every=0)
+
+
+@pytest.mark.parametrize("player", ["critic", "student"])
+def test_who_reads_which_text(player):
+    """Student, critic and teacher may have encoders of their own."""
+    method, student, critic = real()
+    seen = {"student": set(), "critic": set(), "teacher": set()}
+
+    def telling(name, network):
+        def call(x, t, cond):
+            seen[name].add(float(cond.tokens[0, 0, 0]))
+            return network(x, t, cond)
+
+        return call
+
+    def reading(value):
+        def embed(batch):
+            x, cond = text(batch)
+            return x, Cond(cond.tokens * value, cond.mask, cond.pooled)
+
+        return embed
+
+    method.embed, method.embed_critic, method.embed_teacher = reading(1.0), reading(2.0), reading(3.0)
+    method.student = lambda x, t, cond: (telling("student", student)(x, t, cond), {})
+    method.judged = lambda x, t, cond: (telling("critic", critic)(x, t, cond), {})
+    method.critic, method.teacher = telling("critic", critic), telling("teacher", method.teacher)
+    next(iter(method.losses(player, pictures())))
+    assert seen == {"student": {1.0}, "critic": {2.0}, "teacher": {3.0} if player == "student" else set()}

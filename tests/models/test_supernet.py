@@ -156,7 +156,7 @@ def test_a_width_in_a_file_of_its_own(config, tmp_path):
     for value in other.extras(first).values():
         nn.init.zeros_(value)
     path = tmp_path / "first.safetensors"
-    width.write(net, first, path)
+    width.write(net, first, path, {})
     given = width.read(path)
     assert (given.name, given.rank) == (first, config.rank)
     width.adopt(other, given, path)
@@ -169,7 +169,7 @@ def test_a_width_in_a_file_of_its_own(config, tmp_path):
     ):
         width.adopt(other, given, path)
     with pytest.raises(ValueError, match="no width 'huge'"):
-        width.write(net, "huge", path)
+        width.write(net, "huge", path, {})
 
 
 def test_files_that_are_no_width(tmp_path):
@@ -184,6 +184,10 @@ def test_files_that_are_no_width(tmp_path):
             width.read(path)
     lora, plain = noisy(with_lora(noisy(THREE), 2, 4.0).config), noisy(THREE)
     plain.full.load_state_dict(lora.full.state_dict())
-    width.write(lora, "half", tmp_path / "half.safetensors")
-    with pytest.raises(ValueError, match="a LoRA of rank 2, the model has one of 0"):
-        width.adopt(plain, width.read(tmp_path / "half.safetensors"), "half.safetensors")
+    width.write(lora, "half", tmp_path / "half.safetensors", {})
+    given = width.read(tmp_path / "half.safetensors")
+    for other in (plain, with_lora(plain, 4, 4.0), with_lora(plain, 2, 8.0)):
+        before = {n: v.clone() for n, v in other.state_dict().items()}
+        with pytest.raises(ValueError, match="a LoRA of rank 2, alpha 4; the model has one of rank"):
+            width.adopt(other, given, "half.safetensors")
+        assert all(torch.equal(v, before[n]) for n, v in other.state_dict().items())

@@ -121,6 +121,3 @@ def test_scenes_is_half_of_the_teacher():
     config = PRESETS["scenes"]
     assert 1.5e6 < count(config) < 0.65 * dit.count(dit.PRESETS["scenes"])
     assert config.text == dit.PRESETS["scenes"].text and config.channels == dit.PRESETS["scenes"].channels
-
-
-# Wiring

@@ -57,3 +57,6 @@ def test_a_judge_that_is_none(tiny_folder, tmp_path, capsys):
     argv = ["train", "count_claims", "--model", str(tiny_folder), "--steps", "20", "--out", str(tmp_path)]
     assert guarded([*argv, "--judge", str(tiny_folder / "transformer")]) == 2
     assert "a DiT, expected a CountNet" in capsys.readouterr().err
+    argv = ["train", "count_claims", "--model", str(tiny_folder), "--out", str(tmp_path / "short")]
+    assert guarded(argv) == 2
+    assert "3 steps leave nothing to go back to" in capsys.readouterr().err

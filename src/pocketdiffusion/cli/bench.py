@@ -92,7 +92,7 @@ def bundle_rows(pipe: Any, args: Args) -> list[dict[str, Any]]:
     import importlib
     import time
 
-    from ..export.bundle import target
+    from ..export.bundle import size_of, target
     from ..export.program import programs
     from ..runtime.manifest import COMPONENTS
     from .generate import bundle_of
@@ -121,7 +121,7 @@ def bundle_rows(pipe: Any, args: Args) -> list[dict[str, Any]]:
         eager |= timed(n, lambda: pipe.sample([prompt]), args.pictures, None)
     rows.append(eager)
     for folder, bundle in bundles.items():
-        size = sum(r["MB"] for r in rows if r["runtime"] == str(folder))
+        size = sum(size_of(folder / c["file"]) for c in bundle.manifest.components.values()) / 1e6
         row: dict[str, Any] = {"part": "picture", "runtime": str(folder), "MB": size}
         for n in args.threads:
             bundle.threads, bundle.sequential = n, False

@@ -96,11 +96,13 @@ def train(demo: Demo) -> None:
 
     args = Args(model=demo.args.model, steps=demo.args.train_steps)
     seen = live(demo.pipe, args)
+    both = (demo.pipe.transformer, demo.pipe.text_encoder)
+    larger = sum(p.numel() for part in both for p in part.parameters()) / seen.parameters
     demo.report.heading("Training, live")
     demo.report.text(
         f"A denoiser and text encoder of {seen.parameters / 1e6:.2f} M parameters from random weights: "
         f"{args.steps} steps of {args.batch} pictures in {seen.seconds:.0f} s. Rows: after one, two and "
-        "three thirds. The shipped model is thirty times larger and has seen many more pictures."
+        f"three thirds. {demo.args.model} is {larger:.0f} times larger and has seen many more pictures."
     )
     width = max(1, args.steps // 60)
     starts = range(0, len(seen.losses) - width + 1, width)
@@ -193,6 +195,10 @@ def spend_less(demo: Demo) -> None:
     from ..nn.gate import branches
 
     pipe, steps = demo.many, len(demo.many.schedule.levels()) - 1
+    demo.report.heading("Spend less")
+    if pipe.schedule.times:
+        demo.report.text(f"Left out: a pipeline of {steps} steps has none to spare.")
+        return
     names = branches(pipe.transformer)
     plans = pipe.plans or {"alternating": alternating(names, pipe.schedule.levels()[:-1].tolist())}
     name, plan = max(plans.items(), key=lambda found: found[1].laziness)
@@ -216,7 +222,7 @@ def spend_less(demo: Demo) -> None:
             {"": way, "seconds per picture": timed.median / 1e3, "mean difference from the first": away}
         )
     squares = {n: [float(not rests) for rests in row] for n, row in plan.skips.items()}
-    demo.report.heading("Spend less").text(
+    demo.report.text(
         f"The plan {name!r}: branches of the denoiser that rest at some steps, where what they gave the step "
         "before stands in; beside it, as many steps as cost about the same. docs/results.md says how good "
         "learned plans are."

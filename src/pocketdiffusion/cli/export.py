@@ -138,8 +138,8 @@ def autoencoder(args: Args) -> None:
     from ..export.streams import export, programs
     from .autoencoder import network_of
 
-    if args.plan or args.size_mb or args.decoder or args.width:
-        raise ValueError(f"{args.model}: --plan, --size-mb, --decoder and --width are for pipelines")
+    if args.plan or args.size_mb or args.decoder or args.width or args.lazy:
+        raise ValueError(f"{args.model}: --plan, --size-mb, --decoder, --width and --lazy are for pipelines")
     if args.webgpu or args.target == "web" or args.components != Args.components:
         raise ValueError(f"{args.model}: --target web, --webgpu and --components are for pipelines")
     network = network_of(args.model)
@@ -170,13 +170,19 @@ def main(args: Args) -> None:
     from ..compress.bits import uniform
     from ..export.bundle import Choice, export, table
     from ..export.foreign import opened
-    from ..export.lazy import fewer, resting
+    from ..export.lazy import fewer
+    from ..export.lazy import programs as programs_of
     from ..export.program import programs
 
     pipe = opened(args.model, args.decoder, args.width)
     chosen = [name for name in Args.components if name in args.components]
     every = programs(pipe, args.size)
     made = {name: every[name] for name in chosen}
+    lazy = fewer(pipe.lazy(args.lazy), args.graphs) if args.lazy else None
+    if lazy:
+        made = programs_of(pipe, every, lazy)[0]
+        graphs = sum(name.startswith("denoiser") for name in made)
+        print(f"{graphs} programs of the denoiser, {lazy.laziness:.2f} of the calls of its branches rest")
     if args.dry_run:
         rows: list[dict[str, Any]] = []
         for name, program in made.items():
@@ -193,10 +199,6 @@ def main(args: Args) -> None:
     assert args.out is not None
     runtimes = ("wasm", "webgpu") if args.webgpu else ("wasm",)
     source = f"{args.model} ({args.width})" if args.width else args.model
-    lazy = fewer(pipe.lazy(args.lazy), args.graphs) if args.lazy else None
-    if lazy:
-        graphs = len({frozenset(), *resting(lazy)})
-        print(f"{graphs} programs of the denoiser, {lazy.laziness:.2f} of the calls of its branches rest")
     choice = Choice(args.target, args.precision, args.size, plans, tuple(chosen), runtimes, lazy)
     report = export(pipe, args.out, choice, source, lambda what: print(what, flush=True))
     print(text(table(report)))

@@ -129,6 +129,8 @@ def check(args: Args) -> list[str]:
         raise ValueError(f"--segmenter {args.segmenter}: refines the boxes of a --counter, give both")
     if args.count_correct and (args.bundle or args.lazy or args.size):
         raise ValueError("--count-correct: runs without --bundle, --lazy and --size")
+    if args.count_correct and (args.width or args.costs):
+        raise ValueError("--count-correct: runs at the full width, without --width and --step-ms")
     if args.out.suffix.lower() not in ("", ".png"):
         raise ValueError(f"-o {args.out}: expected NAME.png, or a folder without a suffix")
     if args.grid and not args.out.suffix:
@@ -172,7 +174,12 @@ def from_model(args: Args, prompts: list[str]) -> tuple[list[Image.Image], dict[
     if args.count_correct and pipe.schedule.times and pipe.teacher:
         steps, model = len(pipe.schedule.times), pipe.teacher
         print(f"{args.model} draws in {steps} steps: {model}, its teacher, draws and is corrected")
-        pipe = opened(model)
+        try:
+            pipe = opened(model, args.decoder)
+        except ValueError as error:
+            raise ValueError(
+                f"{args.model}: its teacher is not there; name one with --model ({error})"
+            ) from None
     pipe.to(choose(args.device), precision(args.dtype))
     schedule = pipe.settings(args.steps, args.guidance)
     steps, batch = len(schedule.levels()) - 1, 16

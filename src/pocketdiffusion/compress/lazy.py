@@ -6,8 +6,8 @@
 A plan is data: written by hand (``alternating``), searched (``searched``), or read off learned gates
 (``planned``); it is printed, edited and saved as JSON. Gates decide for every row of a batch by itself, a
 cache (``ByChange``) by how far the input has moved. What a branch gave when it was last computed stands in,
-before the residual gate; the first step is computed in full, and so are rows that have nothing kept (a step
-with guidance after one without).
+before the residual gate. The first step is computed in full, and so is one with more rows than the step
+before (with guidance, after one without), since those have nothing kept.
 """
 
 from __future__ import annotations
@@ -181,10 +181,8 @@ class Lazy:
 
             def rule(name: str, z: Tensor, compute: Compute) -> Tensor:
                 keep = torch.ones(len(z), dtype=torch.bool, device=z.device)
-                if name in kept:
-                    wanted = torch.as_tensor(self.by.keep(name, step, z), device=z.device)
-                    held = len(kept[name][: len(z)])
-                    keep[:held] = wanted.expand(len(z))[:held]
+                if name in kept and len(kept[name]) >= len(z):
+                    keep &= torch.as_tensor(self.by.keep(name, step, z), device=z.device)
                 return settled(name, keep, compute, kept, count, step)
 
             self.hub.rule = rule
@@ -212,7 +210,7 @@ def settled(
         new = compute(rows)
         y = new.new_empty(len(keep), *new.shape[1:])
         y[rows] = new
-        y[~keep] = kept[name][: len(keep)][~keep[: len(kept[name])]].to(new.dtype)
+        y[~keep] = kept[name][: len(keep)][~keep].to(new.dtype)
     kept[name] = y
     return y
 

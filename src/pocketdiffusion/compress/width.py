@@ -11,6 +11,7 @@ network whose leading part it belongs to.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,19 +30,23 @@ FORMAT = "pocketdiffusion width 1"
 
 @dataclass(frozen=True)
 class Extras:
-    """``base``: of the full network; ``rank`` and ``alpha`` of the LoRA, rank 0 if there is none."""
+    """``base``: of the full network; ``rank`` and ``alpha`` of the LoRA, rank 0 if there is none;
+    ``schedule``: how the width wants to be sampled, as its pipeline saved it.
+    """
 
     name: str
     base: str
     rank: int
     alpha: float
+    schedule: dict[str, Any]
     tensors: Mapping[str, Tensor]
 
 
-def write(net: Any, name: str, path: Path) -> None:
+def write(net: Any, name: str, path: Path, schedule: Mapping[str, Any]) -> None:
     net.config.plain(name)  # whether there is one
     told = {"format": FORMAT, "name": name, "base": rounded_hash(net.full.state_dict())}
     told |= {"rank": str(net.config.rank), "alpha": str(net.config.alpha)}
+    told["schedule"] = json.dumps(dict(schedule))
     tensors = {n: value.detach().half().cpu().contiguous() for n, value in net.extras(name).items()}
     with renamed(path) as temporary:
         save_tensors(tensors, temporary, told)
@@ -57,8 +62,9 @@ def read(path: Path) -> Extras:
             if told.get("format") != FORMAT:
                 raise ValueError(f"{path}: not a file of one width")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return Extras(told["name"], told["base"], int(told["rank"]), float(told["alpha"]), tensors)
-    except (OSError, SafetensorError, KeyError) as error:
+        rank, alpha, schedule = int(told["rank"]), float(told["alpha"]), json.loads(told["schedule"])
+        return Extras(told["name"], told["base"], rank, alpha, schedule, tensors)
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a file of one width ({error})") from None
 
 
@@ -70,9 +76,13 @@ def adopt(net: Any, given: Extras, source: Any) -> None:
         raise ValueError(
             f"{source}: width {given.name!r} belongs to base {given.base[:8]}, this is {own[:8]}"
         )
-    there = net.extras(given.name)
-    if there.keys() != given.tensors.keys():
-        raise ValueError(f"{source}: a LoRA of rank {given.rank}, the model has one of {net.config.rank}")
+    there, lora = net.extras(given.name), (net.config.rank, net.config.alpha)
+    if (given.rank, given.alpha) != lora and (given.rank or lora[0]):
+        told = f"a LoRA of rank {given.rank}, alpha {given.alpha:g}"
+        raise ValueError(f"{source}: {told}; the model has one of rank {lora[0]}, alpha {lora[1]:g}")
+    shapes = [{n: tuple(v.shape) for n, v in found.items()} for found in (there, given.tensors)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{source}: does not hold what width {given.name!r} has for itself")
     for name, value in given.tensors.items():
         there[name].copy_(value)
 

@@ -29,6 +29,15 @@ from .program import DenoiserStep, Program
 Rests = frozenset[str]
 
 
+def begins(pipe: Pipeline) -> set[int]:
+    """The steps at which guidance begins: there all is computed, since the second row has nothing kept."""
+    low, high = pipe.schedule.interval
+    acts = [low <= t <= high for t in pipe.schedule.levels()[:-1].tolist()]
+    if pipe.schedule.guidance == 1:
+        return set()
+    return {i for i in range(1, len(acts)) if acts[i] and not acts[i - 1]}
+
+
 def resting(plan: Plan) -> list[Rests]:
     """The branches that rest, step by step."""
     return [frozenset(n for n, row in plan.skips.items() if row[i]) for i in range(len(plan.times))]
@@ -51,8 +60,7 @@ def fewer(plan: Plan, most: int) -> Plan:
         order = sorted(often, key=sorted)
         a, b = min(combinations(order, 2), key=lost)
         steps = [a & b if s in (a, b) else s for s in steps]
-    skips = {n: tuple(n in s for s in steps) for n in plan.skips}
-    return Plan(plan.times, {n: row for n, row in skips.items() if any(row)})
+    return Plan(plan.times, {n: tuple(n in s for s in steps) for n in plan.skips})
 
 
 class LazyStep(nn.Module):
@@ -87,7 +95,9 @@ def programs(pipe: Pipeline, made: Mapping[str, Program], plan: Plan) -> tuple[d
     """``made`` with the programs of a plan in place of its denoiser, and the name of each step's program."""
     plan.fits(pipe.schedule.levels().tolist())
     network: Any = exportable(pipe.transformer)
-    every, steps = list(plan.skips), resting(plan)
+    steps, begin = resting(plan), begins(pipe)
+    steps = [frozenset() if i in begin else rests for i, rests in enumerate(steps)]
+    every = [n for n in plan.skips if any(n in rests for rests in steps)]
     known = dict(network.named_modules())
     if unknown := [n for n in every if n not in known]:
         raise ValueError(f"{type(network).__name__} has no branch {unknown[0]!r}, which the plan names")

@@ -40,7 +40,7 @@ from ..rewards.regressor import CountNet
 from ..text.numbers import WORDS
 from ..train import spread
 
-MAY_CHANGE = {"seeds", "middles", "sizes"}
+MAY_CHANGE = {"seeds", "middles", "sizes", "batch"}
 MEASURES = {
     "single": 3, "several": 3, "single_judge": 3, "several_judge": 3, "error": 2, "error_judge": 2,
     "changed": 3, "calls": 1,
@@ -64,6 +64,7 @@ class Args:
     most: int = 9  # things of one kind
     prompt_seed: int = 2
     steps: int | None = None  # of the sampler; None: what the pipeline says
+    batch: int = 32  # pictures of ``plain`` at a time
     seeds: tuple[int, ...] = (0, 1, 2)
     device: str = "cpu"
 
@@ -116,12 +117,14 @@ class Judged:
         return {name: sum(values) / len(values) for name, values in self.rows.items()}
 
 
-def plain(pipe: Any, judged: Judged, early: Counter, prompts: list[tuple[str, str]], seed: int) -> None:
+def plain(
+    pipe: Any, judged: Judged, early: Counter, prompts: list[tuple[str, str]], seed: int, batch: int
+) -> None:
     """The pipeline as it is, and what could be counted on the way."""
     steps = len(pipe.schedule.levels()) - 1
     looks = {max(1, round(percent / 100 * steps)): percent for percent in FORESEEN}
-    for i in range(0, len(prompts), 32):
-        part, previews = prompts[i : i + 32], dict[int, Tensor]()
+    for i in range(0, len(prompts), batch):
+        part, previews = prompts[i : i + batch], dict[int, Tensor]()
 
         def keep(step: Step, previews: dict[int, Tensor] = previews) -> None:
             if step.index + 1 in looks:
@@ -154,6 +157,8 @@ def corrected(looking: Looking, judged: Judged, prompts: list[tuple[str, str]], 
 def main(args: Args) -> None:
     if spread.world() > 1:
         raise ValueError("count_claims runs in one process; start several with other --seeds")
+    if args.segmenter and not args.counter:
+        raise ValueError(f"--segmenter {args.segmenter}: refines the boxes of a --counter, give both")
     arms = {"plain": Settings()} | {
         f"corrected-{middle:g}-{size:g}": Settings(
             middle, args.first, size, add=args.add, through=args.through
@@ -171,12 +176,14 @@ def main(args: Args) -> None:
         judge = store.load(Path(args.judge)).to(pipe.device)
         if not isinstance(judge, CountNet):
             raise ValueError(f"--judge {args.judge}: a {type(judge).__name__}, expected a CountNet")
+    # whether it can be corrected at all, before much is drawn
+    Looking(pipe, counter=counter)
     prompts = [("single", p) for p in single(args)] + [("several", p) for p in several(args)]
 
     def run(arm: str, seed: int) -> dict[str, float]:
         judged = Judged(counter or scene_counter(), judge)
         if arm == "plain":
-            plain(pipe, judged, counter or scene_counter(lenient=True), prompts, seed)
+            plain(pipe, judged, counter or scene_counter(lenient=True), prompts, seed, args.batch)
         else:
             corrected(Looking(pipe, arms[arm], counter), judged, prompts, seed)
         return judged.means()

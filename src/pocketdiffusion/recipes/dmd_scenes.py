@@ -4,14 +4,16 @@
     torchrun --nproc-per-node 2 -m pocketdiffusion train dmd_scenes
     pocket train dmd_scenes --rank 64                                    # LoRA on student and critic
     pocket train dmd_scenes --gan                                        # DMD2's discriminator on the critic
-    pocket train dmd_scenes --student snapgen_scenes --sampler euler     # a student of few steps, bettered
+    pocket train dmd_scenes --student snapgen_scenes                     # a student of few steps, bettered
+    torchrun --nproc-per-node 2 -m pocketdiffusion train dmd_scenes --student FOLDER --batch 24 --ratio 2 \\
+        --lr 2e-4 --lr-critic 2e-4                                       # so, of what ships
 
 Student and critic begin as the teacher, or the student as it is given and the critic as the teacher; no
 picture is needed but for --gan, whose heads compare with the world's own. Health is watched: what is drawn
 must not lose its variety. The DiT was not taught in full yet. The second part of ``snapgen_scenes``, shipped,
-is 1,750 steps of the last line, with two processes and --batch 24 --ratio 2 --lr 2e-4 --lr-critic 2e-4: from
-0.498 to 0.687 in SceneEval in 80 minutes. Ends with OUT/pipeline, sampled by renoise at four levels without
-guidance: K-DMD's few-step teacher (kdmd_scenes).
+is the last command (the first 269 of 2,000 steps in one process), of which the averaged weights after 1,750
+ship: from 0.498 to 0.687 in SceneEval in 80 minutes. Ends with OUT/pipeline, sampled at a few levels without
+guidance: for a DiT, K-DMD's few-step teacher (kdmd_scenes).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from ..methods.dmd import DMD, Gan, Knowledge
 from ..nn.heads import Heads
 from ..nn.projector import as_map
 from ..nn.taps import tap
-from ..pipeline import Pipeline, same_latents
+from ..pipeline import Pipeline, Schedule, same_latents
 from ..train import lora, spread
 from ..train.fit import Data, Hook, Run, State, every, fit
 from ..train.optimisers import adamw, warmup_cosine
@@ -50,9 +52,9 @@ class Args:
     teacher: str = "scenes"  # a shipped pipeline's name or a folder
     student: str | None = None  # a shipped name or a folder to begin with; None: the teacher
     guidance: float | None = None  # of the teacher; None: what its pipeline says
-    levels: int = 4  # steps of the result
+    levels: int = 4  # steps of the result; a student of few steps keeps its own
     shift: float = 2.5  # of those levels and of tau
-    sampler: str = "renoise"  # or euler
+    sampler: str | None = None  # renoise or euler; None: renoise, or what a student of few steps has
     ratio: int = 5  # the critic's steps for each of the student's
     rank: int = 0  # of LoRA on student and critic; 0: all weights train
     gan: bool = False
@@ -105,6 +107,16 @@ class Trained:
     pipe: Pipeline
 
 
+def sampled(args: Any, base: Pipeline) -> Schedule:
+    """How the student is sampled: as it was, if in few steps."""
+    own = base.schedule
+    if not own.times:
+        return replace(few(args.levels, args.shift, base), sampler=args.sampler or "renoise")
+    if args.sampler not in (None, own.sampler):
+        raise ValueError(f"--sampler {args.sampler}: the student was taught its steps by {own.sampler}")
+    return own
+
+
 def prepared(args: Any, teacher: Pipeline, base: Pipeline, knowledge: Knowledge | None = None) -> Trained:
     """``base``: what student and critic begin as; the critic as the teacher where base has few steps, since
     it has no scores.
@@ -125,7 +137,7 @@ def prepared(args: Any, teacher: Pipeline, base: Pipeline, knowledge: Knowledge 
         null = teacher.text_encoder.embed([""])
     scale = teacher.schedule.guidance if args.guidance is None else args.guidance
     guided = cfg(teacher.transformer, null, scale, teacher.schedule.interval)
-    schedule = replace(few(args.levels, args.shift, base), sampler=args.sampler)
+    schedule = sampled(args, base)
     method = DMD(
         student,
         critic,
@@ -139,7 +151,7 @@ def prepared(args: Any, teacher: Pipeline, base: Pipeline, knowledge: Knowledge 
         args.shift,
         knowledge,
         gan,
-        STEPS[args.sampler],
+        STEPS[schedule.sampler],
         read_teacher if scores is teacher else None,
     )
     pipe = Pipeline(student, base.text_encoder, base.vae, schedule, base.decoder)
@@ -168,8 +180,10 @@ def train(made: Trained, data: Data, args: Any, hooks: list[Hook]) -> State:
 
 def distilled(args: Any, teacher: Pipeline, base: Pipeline, knowledge: Knowledge | None = None) -> Pipeline:
     """Few steps for ``base``: the averaged student, plain. Also used by kdmd_scenes and the claims."""
-    if args.sampler not in ("euler", "renoise"):
+    if args.sampler not in (None, "euler", "renoise"):
         raise ValueError(f"--sampler {args.sampler}: expected euler or renoise")
+    if teacher.schedule.times:
+        raise ValueError(f"--teacher {args.teacher}: has few steps and so no scores, expected one of many")
     made = prepared(args, teacher, base, knowledge)
     data: Data = scenes(args, teacher, teacher.schedule.size) if args.gan else Told(base, args.batch)
     hooks: list[Hook] = []

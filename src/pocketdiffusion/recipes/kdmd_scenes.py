@@ -13,7 +13,7 @@ and with OUT/WIDTH.safetensors, what each width has for itself, for another copy
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,5 +105,5 @@ def main(args: Args) -> None:
     every = Pipeline(made, pipe.text_encoder, pipe.vae, pipe.schedule, pipe.decoder)
     every.teacher = args.teacher
     for width in widths:
-        write(made, width, args.out / f"{width}.safetensors")
+        write(made, width, args.out / f"{width}.safetensors", asdict(pipe.schedule))
     every.save_pretrained(args.out / "pipeline", torch.float16)

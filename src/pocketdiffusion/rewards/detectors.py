@@ -6,11 +6,12 @@
     boxes      OWL: those whose best phrase scores ``threshold`` or more
                Grounding DINO: those of which some token scores that much; the phrase is the one whose tokens
                score most on average, and at least ``text``
-    instances  of boxes of one phrase that overlap by more than ``overlap`` (IoU), the one that scores most
+    instances  of boxes that overlap by more than ``overlap`` (IoU), whatever their phrases, the one that
+               scores most: a thing counts once
     masks      what SAM finds in the box and believes most in; without it, the box
 
 Thresholds of Grounding DINO and overlap are those of a prototype of CountDiffusion, OWL's is its processor's;
-that a phrase's tokens are averaged is ours.
+that a phrase's tokens are averaged, and that boxes of different phrases exclude each other, is ours.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def apart(boxes: Sequence[Box], overlap: float) -> list[Box]:
-    """Greedy non-maximum suppression within each phrase, best first."""
+    """Greedy non-maximum suppression over all phrases, best first."""
     kept: list[Box] = []
     for box in sorted(boxes, key=lambda b: -b.score):
-        alike = [k.corners for k in kept if k.phrase == box.phrase]
-        if not alike or float(iou(box.corners[None], torch.stack(alike)).max()) <= overlap:
+        there = [k.corners for k in kept]
+        if not there or float(iou(box.corners[None], torch.stack(there)).max()) <= overlap:
             kept.append(box)
     return kept
 
