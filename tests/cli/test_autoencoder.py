@@ -81,7 +81,7 @@ def test_folders_of_the_wrong_kind(tiny_folder, tmp_path, capsys):
     assert "a TextTransformer has no decode" in told
     assert "no pipeline" in says(capsys, *export, tmp_path / "empty", code=2)
     told = says(capsys, *export, tmp_path / "vae", "--decoder", tmp_path / "decoder", code=2)
-    assert "--decoder and --width are for pipelines" in told
+    assert "--width and --lazy are for pipelines" in told
     for flags in (["--webgpu"], ["--target", "web"], ["--components", "decoder"]):
         for more in ([], ["--dry-run"]):
             told = says(capsys, *export, tmp_path / "vae", *flags, *more, code=2)

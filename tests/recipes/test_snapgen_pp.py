@@ -129,10 +129,11 @@ def test_a_student_of_few_steps_is_bettered(few, tiny_folder, tmp_path, capsys):
             assert torch.equal(value, made.networks[network].state_dict()[name])
     train("dmd_scenes", *FEW, "--student", few, "--teacher", tiny_folder, "--out", tmp_path)
     assert Pipeline.from_pretrained(tmp_path / "pipeline").schedule == base.schedule
-    flags = ["--student", few, "--out", tmp_path / "no", "--teacher"]
-    line = refused(capsys, "train", "dmd_scenes", *flags, tiny_folder, "--sampler", "euler")
+    flags = ["train", "dmd_scenes", "--student", few]
+    line = refused(capsys, *flags, "--teacher", tiny_folder, "--sampler", "euler", "--out", tmp_path / "a")
     assert "--sampler euler: the student was taught its steps by renoise" in line
-    assert "has few steps and so no scores" in refused(capsys, "train", "dmd_scenes", *flags, few)
+    line = refused(capsys, *flags, "--teacher", few, "--out", tmp_path / "b")
+    assert "has few steps and so no scores" in line
 
 
 def test_kdmd_scenes_teaches_every_width(elastic, few, tiny_folder, tmp_path, capsys):
