@@ -10,7 +10,7 @@ other Phi), ``single`` (SnapGen++'s form); and output_W, features_W with a const
 a seed all arms begin with the same weights and see the same pictures, times and noise. ``velocity`` is the
 held-out flow loss, ``to_teacher`` the distance that distillation itself asks for, so not neutral. Every run
 is kept (OUT/ARM-SEED.json) and not repeated; OUT/losses.svg has the training losses. The paper's claim is
-task < output < features < scaled. Not run in full yet: docs/results.md (claims).
+task < output < features < scaled; what 500 steps of the smoke U-Net say of it is in docs/results.md.
 """
 
 from __future__ import annotations
