@@ -8,8 +8,8 @@
 1024-pixel latents (a side of 128), batch 1, no guidance; every model with its own latent channels and length
 of text. All weights are random: what is computed does not depend on them. The peers are diffusers' networks
 in their published configurations, called as their own pipelines do. Compare within one run only. Counts are
-exact; eager times of two quiet cores are in docs/results.md. "floor ms" is what the products alone would take at
---peak-tflops, "of peak" the share of it that was reached. Ends with OUT/speed.json.
+exact; eager times of two quiet cores are in docs/results.md. "floor ms" is what the products alone would
+take at --peak-tflops, "of peak" the share of it that was reached. Ends with OUT/speed.json.
 """
 
 from __future__ import annotations
