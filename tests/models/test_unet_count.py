@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from pocketdiffusion.bench.cost import cost
 from pocketdiffusion.models import dit
@@ -14,16 +13,6 @@ from pocketdiffusion.models.unet_count import budget, macs
 from pocketdiffusion.types import Cond
 
 SMOKE = PRESETS["smoke"]
-
-
-def build(config):
-    """A seeded network whose zero-initialised weights have something to say."""
-    torch.manual_seed(0)
-    model = UNet(config).eval()
-    for p in model.parameters():
-        if not p.any():
-            nn.init.normal_(p, std=0.1)
-    return model
 
 
 @pytest.mark.parametrize(

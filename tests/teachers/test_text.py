@@ -24,18 +24,6 @@ PROMPTS = tiny.PROMPTS
 CUT = pytest.mark.filterwarnings("ignore:prompt cut")
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    made = {}
-
-    def get(family):
-        if family not in made:
-            made[family] = tiny.folder_of(family, tmp_path_factory.mktemp("text") / family)
-        return made[family]
-
-    return get
-
-
 def pipeline(folder, family):
     """diffusers' own, with the text part alone."""
     import diffusers

@@ -18,21 +18,6 @@ from pocketdiffusion.teachers.encoders import PUBLISHED, load, published
 
 pytestmark = pytest.mark.slow
 
-PROMPTS = tiny.PROMPTS
-CUT = pytest.mark.filterwarnings("ignore:prompt cut")
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    made = {}
-
-    def get(family):
-        if family not in made:
-            made[family] = tiny.folder_of(family, tmp_path_factory.mktemp("text") / family)
-        return made[family]
-
-    return get
-
 
 COUNTS = {
     "clip_l": 123_060_480,

@@ -69,12 +69,16 @@ class Args:
     device: str = "cpu"
 
 
+def told(n: int, colour: str, shape: str) -> str:
+    return f"{WORDS[n]} {colour} {shape if n == 1 else plural(shape)}"
+
+
 def single(args: Args) -> Iterator[str]:
     rng = Random(f"count/{args.prompt_seed}")
     for n in range(1, args.most + 1):
         for _ in range(args.prompts):
             shape, colour = rng.choice(list(SHAPES)), rng.choice(list(COLOURS))
-            yield f"{WORDS[n]} {colour} {shape if n == 1 else plural(shape)}"
+            yield told(n, colour, shape)
 
 
 def several(args: Args) -> Iterator[str]:
@@ -83,11 +87,7 @@ def several(args: Args) -> Iterator[str]:
         for b in range(1, 4):
             for _ in range(args.prompts):
                 shapes, colours = rng.sample(list(SHAPES), 2), rng.sample(list(COLOURS), 2)
-                told = [
-                    f"{WORDS[n]} {colour} {shape if n == 1 else plural(shape)}"
-                    for n, shape, colour in zip((a, b), shapes, colours)
-                ]
-                yield " and ".join(told)
+                yield " and ".join(map(told, (a, b), colours, shapes))
 
 
 class Judged:
@@ -106,8 +106,8 @@ class Judged:
         seen = {p: float(len(m)) for p, m in self.counter(picture[None], phrases)[0].items()}
         self.score(kind, wanted, seen, "")
         if self.judge:
-            told = self.judge.count(picture[None], phrases)[0].round().tolist()
-            self.score(kind, wanted, dict(zip(phrases, told)), "_judge")
+            judged = self.judge.count(picture[None], phrases)[0].round().tolist()
+            self.score(kind, wanted, dict(zip(phrases, judged)), "_judge")
 
     def score(self, kind: str, wanted: dict[str, int], seen: dict[str, float], end: str) -> None:
         self.note(kind + end, all(seen[p] == n for p, n in wanted.items()))
