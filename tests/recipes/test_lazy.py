@@ -5,7 +5,9 @@ import json
 import pytest
 
 from pocketdiffusion.cli.main import guarded
-from pocketdiffusion.pipeline import Pipeline
+from pocketdiffusion.compress.lazy import Plan, alternating
+from pocketdiffusion.pipeline import Pipeline, Schedule
+from pocketdiffusion.recipes.lazy_claims import as_many_calls
 
 pytestmark = pytest.mark.slow
 FLAGS = ["--steps", "6", "--batch", "2", "--bf16", "False", "--looked", "16", "--steps-sampled", "6"]
@@ -41,18 +43,52 @@ def test_what_is_refused(flags, message, tiny_folder, tmp_path, capsys):
 
 
 def test_lazy_claims(tiny_folder, tmp_path, capsys):
+    pytest.importorskip("diffusers")
     flags = ["--model", tiny_folder, "--out", tmp_path / "run", "--sampled", "6", "--laziness", "0.2"]
     flags += ["--steps", "16", "--batch", "2", "--bf16", "False", "--looked", "16", "--seeds", "0"]
-    flags += ["--pictures", "32", "--prompts", "0"]
-    arms = ["full", "gates", "own", "alternating", "attn", "mlp", "fewer"]
+    flags += ["--pictures", "32", "--prompts", "0", "--searched", "1", "--near", "2"]
+    flags += ["--thresholds", "1e9", "--lr", "0.01", "--rhos", "0.001"]
+    arms = ["full", "gates", "own", "alternating", "searched", "cache", "first", "attn", "mlp", "fewer"]
     argv = ["train", "lazy_claims", *map(str, flags)]
     assert guarded([*argv, "--arms", *arms]) == 0
     kept = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "run").glob("*-0.json")}
-    assert len(kept) == 7
-    assert kept["full-6-0"]["calls"] == 1 and kept["fewer-6-0.2-0"]["calls"] == 0.8
+    assert len(kept) == len(arms)
+    assert kept["full-6-0"]["calls"] == 1 and kept["full-6-0"]["distance"] == 0
     assert kept["alternating-6-0"]["calls"] == 0.5
-    assert kept["gates-6-0.2-0"]["calls"] == pytest.approx(0.8, abs=0.03)
+    for arm in ("gates-6-0.2-0", "searched-6-0.2-0"):
+        assert kept[arm]["calls"] == pytest.approx(0.8, abs=0.05)
+    # everything rests from the third step on, and with the first block always computed
+    assert kept["cache-6-1e+09-0"]["calls"] == pytest.approx(2 / 6)
+    assert kept["first-6-1e+09-0"]["calls"] == pytest.approx((1 + 5 * 0.5) / 6)
+    assert kept["fewer-6-0.2-0"]["calls"] == pytest.approx(5 / 6)
+    assert all(found["distance"] > 0 for name, found in kept.items() if not name.startswith("full"))
     table = capsys.readouterr().out
     assert "gates-6-0.2 - fewer-6-0.2" in table
     assert guarded([*argv, "--arms", "none"]) == 2
     assert "expected some of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "guidance, interval, share, steps",
+    [(1.0, (0.0, 1.0), 0.5, 10), (4.0, (0.0, 1.0), 0.5, 10), (4.0, (0.0, 0.9), 0.5, 11)],
+)
+def test_fewer_steps_make_no_fewer_calls(guidance, interval, share, steps):
+    schedule = Schedule(steps=20, shift=2.5, guidance=guidance, interval=interval)
+    times = schedule.levels()[:-1].tolist()
+    fewer, ran = as_many_calls(schedule, alternating(["a", "b"], times))
+    assert fewer.steps == steps and ran >= share
+    assert as_many_calls(schedule, Plan(tuple(times), {"a": (False,) * 20})) == (schedule, 1.0)
+
+
+def test_lazy_speed(tiny_folder, tmp_path, capsys):
+    flags = ["--model", tiny_folder, "--out", tmp_path, "--sampled", "4", "--batches", "1", "2"]
+    argv = ["train", "lazy_speed", *map(str, flags), "--rounds", "2"]
+    assert guarded(argv) == 0
+    rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    assert [(row["steps"], row["batch"], row["laziness"]) for row in rows] == [(4, 1, 0.5), (4, 2, 0.5)]
+    for row in rows:
+        assert 0 < row["share"] < 1 and row["took"] > 0
+        assert row["at_most"] == pytest.approx(1 - 0.5 * row["share"] + 0.05, abs=2e-3)
+        assert row["holds"] == (row["took"] <= row["at_most"])
+    assert guarded([*argv, "--plan", "none"]) == 2
+    assert "none" in capsys.readouterr().err

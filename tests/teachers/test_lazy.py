@@ -13,8 +13,12 @@ from tiny_denoisers import tiny
 from pocketdiffusion.compress.lazy import Calls, Lazy, Plan, alternating
 from pocketdiffusion.diffusion.guidance import cfg
 from pocketdiffusion.diffusion.samplers import euler, run
+from pocketdiffusion.models import unet_config
+from pocketdiffusion.models.dit import PRESETS, DiT
+from pocketdiffusion.models.unet import UNet
 from pocketdiffusion.nn.gate import Gates, branches, widths
 from pocketdiffusion.teachers.diffusers import published
+from pocketdiffusion.teachers.first_block import FirstBlock
 
 # the branches of their blocks, as they are called
 PARTS = {
@@ -57,3 +61,37 @@ def test_gates_of_the_published_network():
         found = widths(model, model.example(1, "meta"), names)
         gates = Gates(found, 50)
     assert sum(p.numel() for p in gates.parameters()) == 3_225_600
+
+
+def branch_names(model):
+    return branches(model, () if hasattr(model, "BRANCHES") else PARTS["pixart"])
+
+
+@pytest.fixture(params=["ours", "pixart"])
+def one_chain(request):
+    torch.manual_seed(0)
+    model = DiT(PRESETS["smoke"]) if request.param == "ours" else tiny(request.param)
+    for p in model.parameters():
+        p.data = 0.1 * torch.randn_like(p)
+    return model.eval().requires_grad_(False)
+
+
+def test_first_block_cache_of_diffusers(one_chain):
+    levels, names = [0.9, 0.7, 0.5, 0.3, 0.0], branch_names(one_chain)
+    plain = walked(one_chain, one_chain, levels, 2.0)
+    calls = Calls()
+    cached = FirstBlock(one_chain, 0.0, names)
+    assert torch.equal(walked(cached.start(calls), one_chain, levels, 2.0), plain) and calls.laziness == 0
+    # the first block runs at all four steps, the others at the first alone
+    calls, cached = Calls(), FirstBlock(one_chain, 1e9, names)
+    lazy = walked(cached.start(calls), one_chain, levels, 2.0)
+    inner = [n for n in names if ".0." not in n]
+    assert calls.laziness == pytest.approx(0.75 * len(inner) / len(names)) and not torch.equal(lazy, plain)
+    # another trajectory keeps nothing of the last one, and the model itself is as it was
+    assert torch.equal(walked(cached.start(), one_chain, levels, 2.0), lazy)
+    assert torch.equal(walked(one_chain, one_chain, levels, 2.0), plain)
+
+
+def test_first_block_cache_needs_a_chain():
+    with pytest.raises(ValueError, match="UNet has no blocks that diffusers can cache"):
+        FirstBlock(UNet(unet_config.PRESETS["smoke"]), 0.1)

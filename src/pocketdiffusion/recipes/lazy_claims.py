@@ -1,16 +1,26 @@
 """LazyDiT's claims, over seeds: lazy sampling against fewer steps at equal calls.
 
-    pocket train lazy_claims                                             # 20 and 50 steps, 3 seeds
-    pocket train lazy_claims --sampled 20 --laziness 0.2 0.4 --arms gates fewer
-    pocket train lazy_claims --sampled 20 --rhos 1e-4 1e-3 1e-2 --arms own       # laziness against the price
+    pocket train lazy_claims                                             # 10, 20 and 50 steps, 3 seeds
+    pocket train lazy_claims --sampled 20 --laziness 0.3 --arms gates fewer attn mlp
+    pocket train lazy_claims --sampled 20 --rhos 1e-5 3e-5 1e-4 --arms own      # laziness against the price
+    pocket train lazy_claims --sampled 20 --laziness 0.3 --arms gates searched cache first
 
-Arms, for every number of steps N and laziness L: ``gates``, a plan read off learned gates; ``own``, the gates
-deciding for themselves, for every price rho; ``alternating``, everything rests at every second step (laziness
-1/2), which needs no training; ``cache``, by how far the input has moved, for every threshold; ``attn`` and
-``mlp``, plans of one kind alone; ``fewer``, the full pipeline with (1 - L) N steps; ``full``. ``calls`` is
-the share of branch calls of the full pipeline that ran. Every run is kept (OUT/ARM-SEED.json) and not
-repeated; a seed is that of the gates' training and of the sampling noise. Not run in full yet:
-docs/results.md (claims).
+Arms, for every number of steps N and laziness L:
+
+    full          the pipeline as it is
+    alternating   everything rests at every second step (laziness 1/2), which needs no training
+    gates         a plan read off learned gates
+    own           gates that decide for themselves, for every price rho
+    searched      the branches and steps whose rest alone changes --searched pictures least
+    attn, mlp     plans of one kind alone
+    cache, first  by how far the input has moved, and diffusers' First Block Cache, for every threshold
+    fewer         the full pipeline with the fewest steps that make no fewer calls than the plan of the gates,
+                  of a laziness of 1/2 than ``alternating``
+
+``calls`` is the share of branch calls of the full pipeline that ran, guided ones counting twice; ``distance``
+the mean absolute difference of --near pictures to the full pipeline's from the same noise. Every run is kept
+(OUT/ARM-SEED.json) and not repeated; a seed is that of the gates' training and of the sampling noise.
+Numbers: docs/results.md.
 """
 
 from __future__ import annotations
@@ -21,40 +31,49 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..bench.table import text
-from ..compress.lazy import ByChange, ByGates, Calls, Lazy, Plan, alternating, ranked
+from ..compress.lazy import ByChange, ByGates, Calls, Lazy, Plan, alternating, ranked, searched
+from ..compress.lazy import measured as measured_errors
+from ..data.scenes import EVAL_WORLD, TRAIN_WORLD, Scenes
 from ..device import choose
+from ..diffusion.guidance import cfg
+from ..diffusion.samplers import STEPS, run
 from ..eval.seeds import against, collect, settings, table
 from ..nn.gate import Gates, branches
-from ..pipeline import Pipeline
+from ..pipeline import Pipeline, Schedule
+from ..teachers.first_block import FirstBlock
 from ..train import spread
+from ..types import Denoiser
 from . import lazy_scenes
 from .snapgen_claims import like
 from .snapgen_kd_ladder import drawn
 
 MAY_CHANGE = {"arms", "seeds", "sampled", "laziness", "rhos", "thresholds", "control"}
-MEASURES = {"scene_eval": 3, "frechet": 2, "calls": 3}
-KINDS = ("full", "gates", "own", "alternating", "cache", "attn", "mlp", "fewer")
+MEASURES = {"scene_eval": 3, "frechet": 2, "distance": 4, "calls": 3}
+KINDS = ("full", "gates", "own", "alternating", "searched", "cache", "first", "attn", "mlp", "fewer")
 
 
 @dataclass(frozen=True)
 class Args:
     out: Path = Path("runs/lazy_claims")
     model: str = "scenes"  # a shipped pipeline's name or a folder
-    sampled: tuple[int, ...] = (20, 50)  # steps of the sampler
-    laziness: tuple[float, ...] = (0.2, 0.4)
-    rhos: tuple[float, ...] = (1e-3,)
-    thresholds: tuple[float, ...] = (0.1, 0.2)  # of cache
-    arms: tuple[str, ...] = ("full", "gates", "fewer", "alternating")
+    sampled: tuple[int, ...] = (10, 20, 50)  # steps of the sampler
+    laziness: tuple[float, ...] = (0.5,)
+    rhos: tuple[float, ...] = (3e-5,)
+    thresholds: tuple[float, ...] = (0.1, 0.2)  # of cache and first
+    arms: tuple[str, ...] = ("full", "alternating", "fewer")
     control: str = ""  # default: fewer steps at the first laziness
     seeds: tuple[int, ...] = (0, 1, 2)
     branches: tuple[str, ...] = ("blocks.*.attn", "blocks.*.mlp")
     steps: int = 300  # of the gates' training
     batch: int = 32
     uses: int = 4
-    lr: float = 1e-2
+    lr: float = 3e-4
     looked: int = 64
+    searched: int = 4  # pictures of a search
+    near: int = 64  # pictures whose distance is taken
     pictures: int = 512  # for the Frechet distance
     prompts: int = 20  # of each category of SceneEval, one picture each
     bf16: bool | None = None  # autocast; None: where the device has it in hardware
@@ -79,11 +98,11 @@ class Kept:
 
 
 class Lazily(Pipeline):
-    """A pipeline whose denoiser is lazy in every call of ``sample``."""
+    """A pipeline whose denoiser is lazy in every call of ``sample``: ``made`` is a Lazy or a FirstBlock."""
 
-    def __init__(self, pipe: Pipeline, by: Any, calls: Calls):
+    def __init__(self, pipe: Pipeline, made: Any, calls: Calls):
         super().__init__(pipe.transformer, pipe.text_encoder, pipe.vae, pipe.schedule, pipe.decoder)
-        self.made, self.calls = Lazy(pipe.transformer, by), calls
+        self.made, self.calls = made, calls
 
     def sample(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         network = self.transformer
@@ -112,8 +131,8 @@ def names_of(args: Args) -> Iterator[tuple[str, str, int, float, float]]:
                 yield f"full-{n}", kind, n, 0.0, 0.0
             elif kind == "alternating":
                 yield f"alternating-{n}", kind, n, 0.5, 0.0
-            elif kind == "cache":
-                yield from ((f"cache-{n}-{limit:g}", kind, n, limit, 0.0) for limit in args.thresholds)
+            elif kind in ("cache", "first"):
+                yield from ((f"{kind}-{n}-{limit:g}", kind, n, limit, 0.0) for limit in args.thresholds)
             elif kind == "own":
                 yield from ((f"own-{n}-rho{rho:g}", kind, n, 0.0, rho) for rho in args.rhos)
             else:
@@ -122,13 +141,61 @@ def names_of(args: Args) -> Iterator[tuple[str, str, int, float, float]]:
                 )
 
 
-def plan_of(kind: str, pipe: Pipeline, share: float, by: ByGates, args: Args) -> Plan:
-    """Read off gates; of one kind of branch alone the others never rest."""
+def plan_of(kind: str, pipe: Pipeline, share: float, by: ByGates | None, args: Args) -> Plan:
+    """Read off gates; of one kind of branch alone the others never rest. No gates: every second step."""
     levels, names = pipe.schedule.levels()[:-1].tolist(), branches(pipe.transformer, args.branches)
+    if by is None:
+        return alternating(names, levels)
     if kind in ("attn", "mlp"):
         seen = {pair: ks for pair, ks in by.seen.items() if pair[0].endswith(kind)}
         return ranked(seen, names, levels, share)
     return ranked(by.seen, names, levels, share)
+
+
+@torch.no_grad()
+def search(pipe: Pipeline, share: float, seed: int, args: Args) -> Plan:
+    """The plan of least errors, measured on trajectories from the prompts of training."""
+    names, schedule = branches(pipe.transformer, args.branches), pipe.schedule
+    levels, side = schedule.levels(), schedule.size // pipe.vae.config.factor
+    captions = [s.caption for s in Scenes(TRAIN_WORLD, args.searched, schedule.size).specs(seed + 1, 0)]
+    cond, null = pipe.text_encoder.embed(captions), pipe.text_encoder.embed([""])
+    x = torch.randn(args.searched, pipe.vae.config.channels, side, side).to(pipe.device)
+
+    def walk(denoiser: Denoiser) -> Tensor:
+        model, end = cfg(denoiser, null, schedule.guidance, schedule.interval), x
+        for step in run(STEPS[schedule.sampler], model, x, levels, cond):
+            end = step.x
+        return end
+
+    errors = measured_errors(pipe.transformer, names, levels[:-1].tolist(), walk)
+    # every call costs the same, as it does where calls are counted
+    calls = len(names) * (len(levels) - 1)
+    return searched(levels[:-1].tolist(), errors, dict.fromkeys(names, 1.0), round((1 - share) * calls))
+
+
+def rows(schedule: Schedule) -> list[int]:
+    """For every step, how often the denoiser sees a picture: twice where it is guided."""
+    (low, high), guided = schedule.interval, schedule.guidance != 1
+    return [1 + (guided and low <= t <= high) for t in schedule.levels()[:-1].tolist()]
+
+
+def as_many_calls(schedule: Schedule, plan: Plan) -> tuple[Schedule, float]:
+    """The same with the fewest steps that make no fewer calls than ``plan``, and its share of all calls."""
+    full = rows(schedule)
+    rests = [sum(row[i] for row in plan.skips.values()) / len(plan.skips) for i in range(len(full))]
+    # the step where guidance begins has nothing kept
+    wanted = sum(n * (1 - rest * (n <= before)) for n, rest, before in zip(full, rests, [0, *full]))
+    for steps in range(1, len(full)):
+        fewer = replace(schedule, steps=steps)
+        if sum(rows(fewer)) >= wanted - 1e-6:
+            return fewer, sum(rows(fewer)) / sum(full)
+    return schedule, 1.0
+
+
+def near(pipe: Pipeline, seed: int, args: Args) -> Tensor:
+    """Pictures whose distance is taken."""
+    captions = [s.caption for s in Scenes(EVAL_WORLD, args.near, pipe.schedule.size).specs(10**6 + 2, 0)]
+    return torch.cat([pipe.sample(captions[i : i + 32], seed=seed, first=i) for i in range(0, args.near, 32)])
 
 
 def measured(
@@ -136,20 +203,33 @@ def measured(
 ) -> dict[str, float]:
     _, kind, steps, share, rho = arm
     pipe.schedule = replace(pipe.schedule, steps=steps)
-    if kind in ("full", "fewer"):
-        pipe.schedule = replace(pipe.schedule, steps=round((1 - share) * steps))
-        return {**drawn(pipe, args, seed), "calls": 1 - share}
+    full, calls, drawing = near(pipe, seed, args), Calls(), pipe
+    ran = 1.0
+    if kind == "fewer":
+        by = kept(pipe, seed, rho)[1] if share < 0.5 else None
+        pipe.schedule, ran = as_many_calls(pipe.schedule, plan_of(kind, pipe, share, by, args))
+    elif kind != "full":
+        drawing = Lazily(pipe, decided(kind, seed, pipe, share, rho, kept, args), calls)
+    found = {"distance": (near(drawing, seed, args) - full).abs().mean().item()}
+    found |= drawn(drawing, args, seed)
+    return found | {"calls": ran if drawing is pipe else 1 - calls.laziness}
+
+
+def decided(kind: str, seed: int, pipe: Pipeline, share: float, rho: float, kept: Kept, args: Args) -> Any:
+    """What rests, as a Lazy or a FirstBlock."""
     names, levels = branches(pipe.transformer, args.branches), pipe.schedule.levels()[:-1].tolist()
+    if kind == "first":
+        return FirstBlock(pipe.transformer, share, names)
     by: Any = alternating(names, levels)
     if kind == "own":
         by = ByGates(kept(pipe, seed, rho)[0], levels)
     elif kind == "cache":
         by = ByChange(names, levels, share)
+    elif kind == "searched":
+        by = search(pipe, share, seed, args)
     elif kind != "alternating":
         by = plan_of(kind, pipe, share, kept(pipe, seed, rho)[1], args)
-    calls = Calls()
-    found = drawn(Lazily(pipe, by, calls), args, seed)
-    return {**found, "calls": 1 - calls.laziness}
+    return Lazy(pipe.transformer, by)
 
 
 def main(args: Args) -> None:

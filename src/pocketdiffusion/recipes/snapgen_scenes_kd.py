@@ -4,6 +4,7 @@
     torchrun --nproc-per-node 2 -m pocketdiffusion train snapgen_scenes_kd
     pocket train snapgen_scenes_kd --device cuda --batch 512 --lr 1.5e-3
     pocket train snapgen_scenes_kd --own-text                            # a text encoder of the student's own
+    pocket train snapgen_scenes_kd --start snapgen_scenes --steps 2400   # of few steps once, of any now
 
 The student sees the teacher's latents and, unless --own-text, its frozen text encoder. Task, output and
 feature loss are weighed by the timestep-aware scaling (methods/scaling.py). Not run in full yet; the default
@@ -29,7 +30,7 @@ from ..device import bf16, choose
 from ..methods.kd import Distillation, Embed, Features, features_between
 from ..methods.scaling import TRUST, MultiLevel
 from ..models.unet import UNet
-from ..pipeline import Pipeline
+from ..pipeline import Pipeline, same_latents
 from ..train import spread
 from ..train.fit import Hook, Run, State, every, fit
 from ..train.optimisers import adamw, warmup_decay
@@ -43,6 +44,7 @@ class Args:
     teacher: str = "scenes"  # a shipped pipeline's name or a folder
     student: str = "UNet"  # a denoiser's class, a name in store.KINDS
     preset: str = "scenes"
+    start: str | None = None  # a shipped name or a folder to go on from; None: a fresh one
     own_text: bool = False  # a fresh text encoder that trains with the student
     features: bool = True  # distil the last blocks too
     trust: str = "peaked"  # the share of the data at every t: peaked or cautious (methods/scaling.py)
@@ -133,8 +135,12 @@ def main(args: Args) -> None:
     for network in teacher.components.values():
         network.requires_grad_(False)
     torch.manual_seed(args.seed)
-    student, size = student_of(args.student, args.preset, teacher), teacher.schedule.size
-    text = teacher.text_encoder
+    size = teacher.schedule.size
+    base = Pipeline.from_pretrained(args.start).to(device) if args.start else teacher
+    same_latents(str(args.start), base.vae, args.teacher, teacher.vae)
+    student = base.transformer if args.start else student_of(args.student, args.preset, teacher)
+    student.requires_grad_(True).train()
+    text = base.text_encoder.requires_grad_(False)
     if args.own_text:
         text = deepcopy(text).requires_grad_(True)
         text.load_state_dict(type(text)(text.config).state_dict())
