@@ -10,10 +10,19 @@ from torch.nn import functional as F
 
 from pocketdiffusion.data import captions
 from pocketdiffusion.data.render import Background, Scene, Thing, draw, layers
-from pocketdiffusion.data.scenes import EVAL_WORLD, HELD_OUT, SIZES, TRAIN_WORLD, Scenes, World, truth
+from pocketdiffusion.data.scenes import (
+    COUNT_WORLD,
+    EVAL_WORLD,
+    HELD_OUT,
+    SIZES,
+    TRAIN_WORLD,
+    Scenes,
+    World,
+    truth,
+)
 from pocketdiffusion.data.shapes import BACKDROPS, COLOURS, KINDS_OF_BACKGROUND, SHAPES, TEXTURES
 
-WORLDS = {"all": World(), "evaluation": EVAL_WORLD, "training": TRAIN_WORLD}
+WORLDS = {"all": World(), "evaluation": EVAL_WORLD, "training": TRAIN_WORLD, "counts": COUNT_WORLD}
 # in units of the radius, squared
 AREAS = {
     "circle": math.pi * 0.92**2,

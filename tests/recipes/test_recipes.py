@@ -97,6 +97,7 @@ def test_scenes_teacher(tmp_path):
 
 def test_scenes_teacher_goes_on_from_a_pipeline(tiny_folder, tmp_path):
     flags = ["--steps", "1", "--batch", "2", "--no-compile", "--bf16", "False", "--look", "0", "--lr", "0"]
+    flags += ["--world", "counts"]
     train("scenes_teacher", "--init", tiny_folder, "--vae", tiny_folder / "vae", "--out", tmp_path, *flags)
     before, after = Pipeline.from_pretrained(tiny_folder), Pipeline.from_pretrained(tmp_path / "pipeline")
     for name in ("transformer", "text_encoder"):

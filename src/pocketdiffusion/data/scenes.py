@@ -230,3 +230,6 @@ TRAIN_WORLD = replace(
     tell_backdrop=0.2,
     tell_relation=0.3,
 )
+# Up to nine things, of one kind or two, and captions that say how many: what counting is measured on.
+COUNT_WORLD = replace(TRAIN_WORLD, most=9, groups=(0.7, 0.3, 0.0), singles=0.1, tell_colour=0.9)
+WORLDS = {"scene_eval": TRAIN_WORLD, "counts": COUNT_WORLD}  # what models are trained on, by what for

@@ -4,10 +4,12 @@
     torchrun --nproc-per-node 2 -m pocketdiffusion train scenes_teacher     # both cores
     pocket train scenes_teacher --device cuda --batch 512 --steps 20000     # a GPU
     pocket train scenes_teacher --init FOLDER/pipeline --out runs/more      # goes on from a finished one
+    pocket train scenes_teacher --init snapgen_scenes --world counts --steps 2400 --out runs/count_model
 
 Needs the autoencoder of scenes_autoencoder and scenes_decoder. Pictures are drawn and encoded on the fly and
 none comes back after its ``uses`` steps in a row. Expected: see docs/results.md (SceneEval). Ends with a
-pipeline folder, OUT/pipeline.
+pipeline folder, OUT/pipeline. The last command makes a U-Net of many steps that has seen up to nine things in
+a picture, which count correction is measured on.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from .. import store
 from ..data.latents import Encoded
-from ..data.scenes import TRAIN_WORLD, Scenes
+from ..data.scenes import TRAIN_WORLD, WORLDS, Scenes
 from ..device import bf16, choose
 from ..methods.flow_matching import FlowMatching
 from ..models import dit
@@ -37,7 +39,8 @@ from ..types import Batch, Cond
 class Args:
     out: Path = Path("runs/scenes_teacher")
     vae: Path = SHIPPED / "scenes" / "pipeline" / "vae"
-    init: Path | None = None  # a pipeline folder whose denoiser, text encoder and tokenizer go on
+    init: str | None = None  # a shipped name or a folder whose denoiser, text encoder and tokenizer go on
+    world: str = "scene_eval"  # what is drawn: scene_eval, or counts for up to nine things
     preset: str = "scenes"
     steps: int = 10_000
     batch: int = 32  # per process
@@ -77,6 +80,8 @@ def networks_of(args: Args, device: torch.device) -> tuple[dit.DiT, encoder.Text
     """Fresh networks, or those of ``args.init``."""
     if args.init:
         given = Pipeline.from_pretrained(args.init).to(device)
+        given.transformer.requires_grad_(True).train()
+        given.text_encoder.requires_grad_(True).train()
         return given.transformer, given.text_encoder
     config = store.preset("TextTransformer", args.preset)
     text = encoder.TextTransformer(config, tokenizer(args.out / "tokenizer", config.length))
@@ -84,6 +89,8 @@ def networks_of(args: Args, device: torch.device) -> tuple[dit.DiT, encoder.Text
 
 
 def main(args: Args) -> None:
+    if args.world not in WORLDS:
+        raise ValueError(f"--world {args.world}: expected one of {', '.join(WORLDS)}")
     device = choose(args.device)
     torch.manual_seed(args.seed)
     vae = store.load(args.vae).to(device).requires_grad_(False)
@@ -116,7 +123,7 @@ def main(args: Args) -> None:
         log_every=25,
         name="teacher",
     )
-    scenes = Scenes(TRAIN_WORLD, args.batch, device=device)
+    scenes = Scenes(WORLDS[args.world], args.batch, device=device)
     data = Encoded(scenes, vae.encode, args.uses, spread.world())
     networks = {"transformer": model, "text_encoder": text}
     hooks = [every(args.look, look)] if args.look else []

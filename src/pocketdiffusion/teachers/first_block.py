@@ -1,4 +1,4 @@
-"""diffusers' First Block Cache around a transformer, theirs or ours: what learned gates are measured against.
+"""diffusers' First Block Cache on transformers, theirs and ours: a baseline of learned gates.
 
     cached = FirstBlock(model, threshold=0.1)
     denoiser = cached.start(calls)                 for one trajectory, as of compress.lazy.Lazy
@@ -9,11 +9,11 @@ than ``threshold`` (a relative L1 distance) since the last full step, what the o
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..compress.lazy import Calls
 from ..models.dit import Block, DiT
 from ..nn.gate import branches, sharing
 from ..types import Cond, Denoiser
@@ -37,7 +37,8 @@ class FirstBlock:
                 f"{type(model).__name__} has no blocks that diffusers can cache: {error}"
             ) from None
         self.registry = HookRegistry.check_if_exists_or_initialize(self.hooked)
-        self.count, self.branches = Calls(), len(names)
+        self.count: Any = SimpleNamespace(asked=0, computed=0)
+        self.branches = len(names)
         for name in names:
             self.network.get_submodule(name).register_forward_hook(self.computed)
 
@@ -45,8 +46,9 @@ class FirstBlock:
         first = output[0] if isinstance(output, tuple) else output
         self.count.computed += len(first)
 
-    def start(self, calls: Calls | None = None) -> Denoiser:
-        count, rows = calls if calls is not None else Calls(), 0
+    def start(self, calls: Any = None) -> Denoiser:
+        """``calls``: whose ``asked`` and ``computed`` count rows of branches (compress.lazy.Calls)."""
+        count, rows = calls if calls is not None else SimpleNamespace(asked=0, computed=0), 0
 
         def denoiser(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
             nonlocal rows
