@@ -7,7 +7,7 @@ order of axes and names of parts are converted inside. The library is imported w
     vaes.py           Configurations of published autoencoders: class, and what differs from its defaults.
     diffusers.py      Denoisers of diffusers as ours: x, t, cond -> v, taps on their blocks, one loader.
     maps.py           Cross-attention maps of denoisers of diffusers: a processor that also keeps the logits.
-    first_block.py    diffusers' First Block Cache on transformers, theirs and ours: a baseline of learned gates.
+    first_block.py    diffusers' First Block Cache on transformers, theirs and ours: gates' baseline.
     families.py       One class of diffusers' denoisers after another: arguments, packing, blocks, widths.
     convert.py        Other libraries' noising processes: how a prediction at one of their levels becomes v.
     published.py      Configurations of published denoisers: network, noising process, autoencoder.

@@ -1,4 +1,4 @@
-"""diffusers' First Block Cache on transformers, theirs and ours: a baseline of learned gates.
+"""diffusers' First Block Cache on transformers, theirs and ours: gates' baseline.
 
     cached = FirstBlock(model, threshold=0.1)
     denoiser = cached.start(calls)                 for one trajectory, as of compress.lazy.Lazy
