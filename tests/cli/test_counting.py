@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pocketdiffusion.cli.counting import Looking, asked, scene_counter, words_of
+from pocketdiffusion.cli.counting import Looking, asked, layers_of, scene_counter, words_of
 from pocketdiffusion.cli.main import guarded
 from pocketdiffusion.data.scenes import EVAL_WORLD, Scenes
 from pocketdiffusion.pipeline import Schedule
@@ -87,3 +87,11 @@ def test_generate(slow_pipe, tmp_path, capsys):
         assert message in capsys.readouterr().err
     assert guarded([*argv[:-1], "--count", "star=1", "-o", str(tmp_path / "b.png")]) == 2
     assert "belong to --count-correct" in capsys.readouterr().err
+
+
+def test_layers_are_chosen_by_name(slow_pipe):
+    every = layers_of(slow_pipe)
+    assert every == layers_of(slow_pipe, ["*"]) == ["blocks.0.cross", "blocks.1.cross"]
+    assert layers_of(slow_pipe, ["blocks.1.*"]) == every[1:]
+    with pytest.raises(ValueError, match=r"no layer like up\.\*.*there are blocks\.0\.cross"):
+        layers_of(slow_pipe, ["up.*"])

@@ -3,11 +3,12 @@
 import json
 
 import pytest
+import torch
 
 from pocketdiffusion import store
 from pocketdiffusion.cli.main import guarded
 from pocketdiffusion.pipeline import Pipeline, Schedule
-from pocketdiffusion.recipes import count_claims
+from pocketdiffusion.recipes import count_claims, count_layers
 from pocketdiffusion.rewards.regressor import CountNet
 from pocketdiffusion.text.numbers import targets
 
@@ -51,6 +52,38 @@ def test_a_judge_is_trained_and_claims_are_measured(tiny_folder, tmp_path, capsy
     )
     again = [str(a) for a in ["train", "count_claims", *flags, "--prompts", "2"]]
     assert guarded(again) == 2 and "--prompts 1, not 2" in capsys.readouterr().err
+
+
+def test_layers_are_compared_with_things(tiny_folder, tmp_path, capsys):
+    flags = [
+        "--model",
+        tiny_folder,
+        "--prompts",
+        "1",
+        "--most",
+        "2",
+        "--steps",
+        "4",
+        "--out",
+        tmp_path / "run",
+    ]
+    assert guarded([str(a) for a in ["train", "count_layers", *flags]]) == 0
+    rows = json.loads((tmp_path / "run" / "layers.json").read_text())
+    assert [row["layer"] for row in rows] == ["blocks.0.cross", "blocks.1.cross"]
+    assert all(row["grid"] == 4 for row in rows) and "auc_30" in capsys.readouterr().out
+    assert (
+        guarded([str(a) for a in ["train", "count_layers", *flags[:-1], tmp_path, "--layers", "nothing"]])
+        == 2
+    )
+    assert "no layer like nothing" in capsys.readouterr().err
+
+
+def test_a_map_on_the_things_ranks_above_one_beside_them():
+    there = torch.tensor([True, False, True, False])
+    assert count_layers.auc(torch.tensor([3.0, 1.0, 2.0, 0.0]), there) == 1
+    assert count_layers.auc(torch.tensor([0.0, 1.0, 0.0, 2.0]), there) == 0
+    assert count_layers.auc(torch.ones(4), there) == 0.5
+    assert count_layers.auc(torch.ones(4), there | True) is None
 
 
 def test_a_judge_that_is_none(tiny_folder, tmp_path, capsys):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from math import sqrt
 from typing import TYPE_CHECKING, Any, cast
 
@@ -99,8 +100,23 @@ def check(pipe: Any) -> None:
         raise ValueError("--count-correct: samplers that add noise have no trajectory to go back to")
 
 
+def layers_of(pipe: Any, patterns: Sequence[str] = ()) -> list[str]:
+    """The cross-attention layers that answer to ``patterns``; without any, those of the finest grid."""
+    network, given = pipe.transformer, cast(Any, pipe)
+    if isinstance(network, Foreign):
+        inputs, layers = given.example(1), foreign.crossing(network)
+    else:
+        inputs, layers = network.example(1, pipe.device), crossing(network)
+    if not patterns:
+        return finest(network, inputs, layers)
+    found = [name for name in layers if any(fnmatch(name, pattern) for pattern in patterns)]
+    if not found:
+        raise ValueError(f"no layer like {', '.join(patterns)} looks at words; there are {', '.join(layers)}")
+    return found
+
+
 class Looking:
-    """A pipeline with its finest cross-attention layers watched."""
+    """A pipeline with some cross-attention layers watched."""
 
     def __init__(
         self,
@@ -108,18 +124,18 @@ class Looking:
         settings: Settings | None = None,
         counter: Counter | None = None,
         early: Counter | None = None,
+        layers: Sequence[str] = (),
     ):
-        """``early``: counts what is not finished. Default: ``counter``, or the scenes' own, lenient."""
+        """``early``: counts what is not finished. Default: ``counter``, or the scenes' own, lenient.
+
+        ``layers``: patterns of those whose map is looked at (recipes/count_layers.py); default: the finest.
+        """
         check(pipe)
         self.pipe, self.settings = pipe, settings or Settings()
         self.counter = counter or scene_counter()
         self.early = early or counter or scene_counter(lenient=True)
-        network, given = pipe.transformer, cast(Any, pipe)
-        if isinstance(network, Foreign):
-            inputs, layers, watch = given.example(1), foreign.crossing(network), foreign.watched
-        else:
-            inputs, layers, watch = network.example(1, pipe.device), crossing(network), watched
-        self.look = watch(network, finest(network, inputs, layers))
+        watch = foreign.watched if isinstance(pipe.transformer, Foreign) else watched
+        self.look = watch(pipe.transformer, layers_of(pipe, layers))
 
     def grid(self, x: Tensor, cond: Any) -> tuple[int, int]:
         """Of the attention map."""

@@ -61,6 +61,8 @@ class Args:
     """Look at the picture half-way, count, and sample again what is too much or missing."""
     count: tuple[str, ...] = ()
     """With --count-correct: what to count, "red circles=3", in place of the prompt's own numbers."""
+    count_layers: tuple[str, ...] = ()
+    """With --count-correct: cross-attention layers to look at (recipe count_layers); default: the finest."""
     counter: str | None = None
     """With --count-correct, for photographs: a Grounding DINO or OWLv2 of transformers, folder or hub id."""
     segmenter: str | None = None
@@ -123,8 +125,8 @@ def check(args: Args) -> list[str]:
         raise ValueError("--width and --step-ms both choose a width: give one of them")
     if args.bundle and (args.width or args.costs or args.decoder or args.lazy):
         raise ValueError(f"--bundle {args.bundle}: is run as exported, without --width, --decoder and --lazy")
-    if (args.count or args.show_correction or args.counter) and not args.count_correct:
-        raise ValueError("--count, --counter and --show-correction belong to --count-correct")
+    if (args.count or args.show_correction or args.counter or args.count_layers) and not args.count_correct:
+        raise ValueError("--count, --count-layers, --counter and --show-correction belong to --count-correct")
     if args.segmenter and not args.counter:
         raise ValueError(f"--segmenter {args.segmenter}: refines the boxes of a --counter, give both")
     if args.count_correct and (args.bundle or args.lazy or args.size):
@@ -217,7 +219,7 @@ def with_counts(args: Args, prompts: list[str], pipe: Any) -> list[Image.Image]:
 
     pipe.schedule = pipe.settings(args.steps, args.guidance)
     counter = load(args.counter, args.segmenter, pipe.device) if args.counter else None
-    looking, pictures, shown = Looking(pipe, counter=counter), [], []
+    looking, pictures, shown = Looking(pipe, counter=counter, layers=args.count_layers), [], []
     for i, prompt in enumerate(p for p in prompts for _ in range(args.num_images)):
         made = looking(prompt, args.count, args.negative, args.seed, i)
         print(f"{prompt}: {made.line()}")

@@ -57,6 +57,7 @@ class Args:
     segmenter: str = ""  # SAM of transformers, beside --counter
     middles: tuple[float, ...] = (Settings.middle,)
     sizes: tuple[float, ...] = (Settings.size,)
+    layers: tuple[str, ...] = ()  # whose map is looked at (count_layers); default: those of the finest grid
     first: int = Settings.first
     add: float = Settings.add
     through: str = Settings.through
@@ -177,7 +178,7 @@ def main(args: Args) -> None:
         if not isinstance(judge, CountNet):
             raise ValueError(f"--judge {args.judge}: a {type(judge).__name__}, expected a CountNet")
     # whether it can be corrected at all, before much is drawn
-    Looking(pipe, counter=counter)
+    Looking(pipe, counter=counter, layers=args.layers)
     prompts = [("single", p) for p in single(args)] + [("several", p) for p in several(args)]
 
     def run(arm: str, seed: int) -> dict[str, float]:
@@ -185,7 +186,7 @@ def main(args: Args) -> None:
         if arm == "plain":
             plain(pipe, judged, counter or scene_counter(lenient=True), prompts, seed, args.batch)
         else:
-            corrected(Looking(pipe, arms[arm], counter), judged, prompts, seed)
+            corrected(Looking(pipe, arms[arm], counter, layers=args.layers), judged, prompts, seed)
         return judged.means()
 
     found = collect(args.out, arms, args.seeds, run, settings(args, MAY_CHANGE))
