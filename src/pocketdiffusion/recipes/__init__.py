@@ -30,7 +30,7 @@ Recipes may import everything. A variant is a flag if it is a number and a new r
     lazy_scenes.py         Lazy plans for a pipeline: gates are trained, and plans are read off them.
     lazy_speed.py          Wall clock of lazy sampling: what resting saves, and what gates cost.
     lazy_claims.py         LazyDiT's claims, over seeds: lazy sampling against fewer steps at equal calls.
-    count_layers.py        Which cross-attention layers look where the things are, for count correction to guide by.
+    count_layers.py        Which cross-attention layers look where the things are, to correct counts by.
     count_judge.py         The judge of counts: a regressor of the scenes world, apart from all detectors.
     count_claims.py        CountDiffusion's claims: exact counts before and after correction, by two counters.
     scenes_features.py     The feature network of the scenes world: the default of Frechet distances.

@@ -1,4 +1,4 @@
-"""Which cross-attention layers look where the things are, for count correction to guide by.
+"""Which cross-attention layers look where the things are, to correct counts by.
 
     pocket train count_layers --model runs/count_model/pipeline
     pocket train count_layers --model my_sdxl/ --counter grounding-dino-base/
