@@ -175,12 +175,18 @@ def test_outside_the_mask_the_kept_latents_stand(monkeypatch):
 
     monkeypatch.setattr(count, "nudged", note)
     small = [box(0, 0, 2, 2, 8), box(4, 4, 4, 4, 8)]
-    made, kept = setting({"star": small}, {"star": 1}, Settings(middle=0.75, size=1.0))
+    made, kept = setting({"star": small}, {"star": 1}, Settings(middle=0.75, until=0.75, size=1.0))
     inside = nn.functional.interpolate(made.masks.every[None, None].float(), (8, 8)).bool()
     assert len(seen_x) == 4 and 0 < inside.sum() < inside.numel()
     for i, x in enumerate(seen_x, 2):
         assert torch.equal(x[~inside.expand_as(x)], kept[i][~inside.expand_as(x)])
     assert not torch.equal(seen_x[-1], kept[5]) and made.calls == 8 + 2 * 4
+    # counted late and guided early: six steps, two again with two calls each, four as always
+    seen_x.clear()
+    made, _ = setting({"star": small}, {"star": 1}, Settings(middle=0.75, until=0.5, size=1.0))
+    assert len(seen_x) == 2 and made.calls == 6 + 2 * 2 + 4
+    with pytest.raises(ValueError, match="until 1: expected more than 0"):
+        Settings(until=1)
 
 
 @each("kind, falls", [("remove", True), ("add", False)])

@@ -2,7 +2,7 @@
 
     1  sample down to the middle, keeping every x; decode the x0 predicted there; count
     2  right: go on, nothing was changed
-       wrong: masks on the grid of the attention map (below), and from step ``first`` again, until the middle
+       wrong: masks on the grid of the attention map (below), and from step ``first`` again, up to ``until``
            x   <- x inside M, the kept x outside
            L   =  sum over wrong phrases  + I (too many)   - w I (too few),   w = 2
            x'  =  x - size std(x) grad L / rms(grad L)
@@ -12,11 +12,12 @@
 
     S, too many    the smallest instances but one, as many as there are too many (all, if none is wanted)
     S, too few     a window per missing one where fewest other things are, of 1.3 times the smallest's side
-    M              all S together; everything else keeps its latents
+    M              all S together; everything else keeps its latents. What goes takes every cell that it
+                   reaches into with it (ours: at 16 x 16 cells its rim would stay), and what comes shuns those
 
 Source: CountDiffusion (arXiv 2505.04347), whose text leaves the constants open; they are those of a public
 prototype that is likely its own (PixArt-Sigma, 30 steps), but the size of a step, which is ours, as is where
-the middle lies. The prototype counts on the finished picture.
+the middle lies. The prototype counts on the finished picture and guides during the first half of the steps.
 """
 
 from __future__ import annotations
@@ -43,14 +44,16 @@ Count = Callable[[Tensor], list[dict[str, list[Tensor]]]]
 class Settings:
     middle: float = 0.45  # share of the steps after which is counted; ours
     first: int = 2  # step from which is sampled again
+    until: float = 0.5  # share of the steps up to which masks and guidance act
     size: float = 0.1  # of a guidance step, in deviations of x; ours
     add: float = 2.0  # weight of what is missing
     top: float = 0.8  # share of the mask's cells that count
     through: str = "prediction"  # or "state"
 
     def __post_init__(self) -> None:
-        if not 0 < self.middle < 1:
-            raise ValueError(f"middle {self.middle}: expected more than 0 and less than 1")
+        for name in ("middle", "until"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: expected more than 0 and less than 1")
         if self.through not in ("prediction", "state"):
             raise ValueError(f"through {self.through!r}: expected prediction or state")
 
@@ -74,6 +77,11 @@ def on_grid(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     return share >= min(0.5, float(share.max()))
 
 
+def touched(mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(H, W) bool -> (h, w) bool: all cells that it reaches into."""
+    return F.adaptive_max_pool2d(mask[None, None].float(), grid)[0, 0] > 0
+
+
 def window(busy: Tensor, side: int, generator: torch.Generator | None) -> Tensor:
     """The square of ``side`` cells with the least of ``busy`` (h, w) in it, by lot where several tie."""
     h, w = busy.shape
@@ -95,15 +103,15 @@ def masks(
     """What has to go and where something has to come; empty where all counts are right."""
     here = {phrase: [on_grid(m, grid) for m in found.get(phrase, ())] for phrase in wanted}
     busy = torch.zeros(grid, dtype=torch.bool)
-    for instances in here.values():
-        for mask in instances:
-            busy = busy | mask
+    for phrase in wanted:
+        for mask in found.get(phrase, ()):
+            busy = busy | touched(mask, grid)
     made = Masks()
     for phrase, count in wanted.items():
         more = len(here[phrase]) - count
         if more > 0:
-            by_area = sorted(zip(found[phrase], here[phrase]), key=lambda pair: int(pair[0].sum()))
-            gone = [cell for _, cell in by_area]
+            by_area = sorted(found[phrase], key=lambda mask: int(mask.sum()))
+            gone = [touched(mask, grid) for mask in by_area]
             made.remove[phrase] = torch.stack(gone if count == 0 else gone[1 : more + 1]).any(0)
             busy = busy & ~made.remove[phrase]
     for phrase, count in wanted.items():
@@ -178,7 +186,10 @@ def correct(
     """
     settings = settings or Settings()
     steps = len(levels) - 1
-    middle = min(steps - 1, max(settings.first + 1, round(settings.middle * steps)))
+    middle, last = (
+        min(steps - 1, max(settings.first + 1, round(share * steps)))
+        for share in (settings.middle, min(settings.until, settings.middle))
+    )
     kept, preview, end = [x], x, x
     with torch.no_grad():
         walk = run(step, model, x, levels, cond)
@@ -198,7 +209,7 @@ def correct(
     x, times = kept[settings.first], levels.to(x)
     for i in range(settings.first, steps):
         t, s = times[i].expand(1), times[i + 1].expand(1)
-        if i >= middle:
+        if i >= last:
             with torch.no_grad():
                 x = step(model, x, t, s, cond)[0]
             continue
@@ -207,7 +218,8 @@ def correct(
         with torch.no_grad():
             start = bent if settings.through == "state" else x
             x = start + expand(s - t, x) * model(bent, t, cond)
-    return Corrected(x, found, wrong, preview, steps + 2 * (middle - settings.first))
+    calls = middle + 2 * (last - settings.first) + steps - last
+    return Corrected(x, found, wrong, preview, calls)
 
 
 def nudged(
