@@ -12,8 +12,10 @@
 
     S, too many    the smallest instances but one, as many as there are too many (all, if none is wanted)
     S, too few     a window per missing one where fewest other things are, of 1.3 times the smallest's side
-    M              all S together; everything else keeps its latents. What goes takes every cell that it
-                   reaches into with it (ours: at 16 x 16 cells its rim would stay), and what comes shuns those
+    M              all S together; everything else keeps its latents
+
+What goes takes every cell with it that it reaches into, and what comes shuns those that others reach into
+(ours: at 16 x 16 cells a rim would stay).
 
 Source: CountDiffusion (arXiv 2505.04347), whose text leaves the constants open; they are those of a public
 prototype that is likely its own (PixArt-Sigma, 30 steps), but the size of a step, which is ours, as is where

@@ -7,7 +7,9 @@
 Prompts ask for 1 to 9 things of one kind (``single``), or for 1 to 3 each of two kinds (``several``). Arm
 ``plain`` is the pipeline as it is; ``corrected-MIDDLE-SIZE`` looks at that share of the steps and guides with
 steps of that size, from the same noise. Measures: exact counts and absolute errors, by the counter that also
-corrects and by the judge (recipes/count_judge.py); pictures that were changed; calls of the denoiser; and of
+corrects and by the judge (recipes/count_judge.py); ``strays``, things that nobody asked for, of another shape
+or colour, per picture; the Frechet distance to the world of up to nine things; pictures that were changed;
+calls of the denoiser; and of
 ``plain`` pictures the share whose count was foreseen at a part of the steps (``at_45``: 45 %). Every run is
 kept (OUT/ARM-SEED.json) and not repeated; a seed is that of the sampling noise. Settings are chosen with
 --prompt-seed 1 and reported with 2. Not run in full yet: docs/results.md (claims).
@@ -28,13 +30,16 @@ from .. import store
 from ..bench.table import text
 from ..cli.counting import Looking, asked, scene_counter
 from ..data.captions import plural
+from ..data.scenes import COUNT_WORLD, Scenes
 from ..data.shapes import COLOURS, SHAPES
 from ..device import choose
 from ..diffusion.count import Settings
 from ..diffusion.samplers import Step
+from ..eval.frechet import Gaussian, frechet
 from ..eval.seeds import against, collect, settings, table
 from ..export.foreign import opened
-from ..rewards.count import Counter
+from ..pipeline import SHIPPED
+from ..rewards.count import Counter, DetectorCounter
 from ..rewards.detectors import load
 from ..rewards.regressor import CountNet
 from ..text.numbers import WORDS
@@ -43,7 +48,7 @@ from ..train import spread
 MAY_CHANGE = {"seeds", "middles", "sizes", "batch"}
 MEASURES = {
     "single": 3, "several": 3, "single_judge": 3, "several_judge": 3, "error": 2, "error_judge": 2,
-    "changed": 3, "calls": 1,
+    "strays": 3, "frechet": 2, "changed": 3, "calls": 1,
 }  # fmt: skip
 FORESEEN = (30, 45, 60, 75, 90)  # percent of the steps
 
@@ -59,6 +64,7 @@ class Args:
     sizes: tuple[float, ...] = (Settings.size,)
     layers: tuple[str, ...] = ()  # whose map is looked at (count_layers); default: those of the finest grid
     first: int = Settings.first
+    until: float = Settings.until
     add: float = Settings.add
     through: str = Settings.through
     prompts: int = 10  # of each number, and of each pair of numbers
@@ -97,6 +103,7 @@ class Judged:
     def __init__(self, counter: Counter, judge: CountNet | None):
         self.counter, self.judge = counter, judge
         self.rows: dict[str, list[float]] = {}
+        self.pictures: list[Tensor] = []
 
     def note(self, measure: str, value: float) -> None:
         self.rows.setdefault(measure, []).append(float(value))
@@ -106,6 +113,10 @@ class Judged:
         phrases = list(wanted)
         seen = {p: float(len(m)) for p, m in self.counter(picture[None], phrases)[0].items()}
         self.score(kind, wanted, seen, "")
+        if isinstance(self.counter, DetectorCounter):
+            there = self.counter.detector(picture[None])[0]
+            self.note("strays", sum(not self.counter.named(thing, phrases) for thing in there))
+        self.pictures.append(picture.cpu())
         if self.judge:
             judged = self.judge.count(picture[None], phrases)[0].round().tolist()
             self.score(kind, wanted, dict(zip(phrases, judged)), "_judge")
@@ -115,7 +126,23 @@ class Judged:
         self.note("error" + end, sum(abs(seen[p] - n) for p, n in wanted.items()) / len(wanted))
 
     def means(self) -> dict[str, float]:
-        return {name: sum(values) / len(values) for name, values in self.rows.items()}
+        found = {name: sum(values) / len(values) for name, values in self.rows.items()}
+        if isinstance(self.counter, DetectorCounter):
+            found["frechet"] = distance(self.pictures)
+        return found
+
+
+@torch.no_grad()
+def distance(pictures: list[Tensor]) -> float:
+    """To as many pictures of the world of up to nine things, by the features of the scenes world."""
+    features = store.load(SHIPPED / "scenes" / "features").features
+    ours, theirs = Gaussian(), Gaussian()
+    world = Scenes(COUNT_WORLD, 32, pictures[0].shape[-1])
+    for i in range(0, len(pictures), 32):
+        part = torch.stack(pictures[i : i + 32])
+        ours.add(features(part))
+        theirs.add(features(world(10**6 + 3, i).x[: len(part)]))
+    return frechet(ours, theirs)
 
 
 def plain(
@@ -162,7 +189,7 @@ def main(args: Args) -> None:
         raise ValueError(f"--segmenter {args.segmenter}: refines the boxes of a --counter, give both")
     arms = {"plain": Settings()} | {
         f"corrected-{middle:g}-{size:g}": Settings(
-            middle, args.first, size, add=args.add, through=args.through
+            middle, args.first, args.until, size, add=args.add, through=args.through
         )
         for middle in args.middles
         for size in args.sizes
