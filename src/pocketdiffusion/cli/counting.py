@@ -54,7 +54,7 @@ class Counted:
 
 
 def scene_counter(lenient: bool = False) -> DetectorCounter:
-    """Lenient: for the unfinished picture, whose outlines are soft."""
+    """Lenient: counts things whose outlines are soft or poor, for corrections; strict: judges them too."""
     words = {"shape": list(SHAPES), "colour": list(COLOURS), "texture": TEXTURES}
     return DetectorCounter(SceneDetector(0.1, 0.3) if lenient else SceneDetector(), words, lenient)
 
@@ -126,14 +126,14 @@ class Looking:
         early: Counter | None = None,
         layers: Sequence[str] = (),
     ):
-        """``early``: counts what is not finished. Default: ``counter``, or the scenes' own, lenient.
+        """``counter``: default the scenes' own, lenient; ``early``: for what is not finished.
 
         ``layers``: patterns of those whose map is looked at (recipes/count_layers.py); default: the finest.
         """
         check(pipe)
         self.pipe, self.settings = pipe, settings or Settings()
-        self.counter = counter or scene_counter()
-        self.early = early or counter or scene_counter(lenient=True)
+        self.counter = counter or scene_counter(lenient=True)
+        self.early = early or self.counter
         watch = foreign.watched if isinstance(pipe.transformer, Foreign) else watched
         self.look = watch(pipe.transformer, layers_of(pipe, layers))
 

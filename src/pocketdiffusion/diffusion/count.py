@@ -44,13 +44,13 @@ Count = Callable[[Tensor], list[dict[str, list[Tensor]]]]
 
 @dataclass(frozen=True)
 class Settings:
-    middle: float = 0.45  # share of the steps after which is counted; ours
+    middle: float = 0.9  # share of the steps after which is counted; ours
     first: int = 2  # step from which is sampled again
     until: float = 0.5  # share of the steps up to which masks and guidance act
     size: float = 0.1  # of a guidance step, in deviations of x; ours
     add: float = 2.0  # weight of what is missing
     top: float = 0.8  # share of the mask's cells that count
-    through: str = "prediction"  # or "state"
+    through: str = "state"  # or "prediction"
 
     def __post_init__(self) -> None:
         for name in ("middle", "until"):

@@ -145,9 +145,7 @@ def distance(pictures: list[Tensor]) -> float:
     return frechet(ours, theirs)
 
 
-def plain(
-    pipe: Any, judged: Judged, early: Counter, prompts: list[tuple[str, str]], seed: int, batch: int
-) -> None:
+def plain(pipe: Any, judged: Judged, prompts: list[tuple[str, str]], seed: int, batch: int) -> None:
     """The pipeline as it is, and what could be counted on the way."""
     steps = len(pipe.schedule.levels()) - 1
     looks = {max(1, round(percent / 100 * steps)): percent for percent in FORESEEN}
@@ -167,8 +165,8 @@ def plain(
             for (_, prompt), before, after in zip(part, drawn, pictures):
                 phrases = [t.phrase for t in asked(prompt, (), judged.counter)]
                 counts = [
-                    {p: len(m) for p, m in counter(x[None], phrases)[0].items()}
-                    for counter, x in ((early, before), (judged.counter, after))
+                    {p: len(m) for p, m in judged.counter(x[None], phrases)[0].items()}
+                    for x in (before, after)
                 ]
                 judged.note(f"at_{percent}", counts[0] == counts[1])
 
@@ -209,9 +207,9 @@ def main(args: Args) -> None:
     prompts = [("single", p) for p in single(args)] + [("several", p) for p in several(args)]
 
     def run(arm: str, seed: int) -> dict[str, float]:
-        judged = Judged(counter or scene_counter(), judge)
+        judged = Judged(counter or scene_counter(lenient=True), judge)
         if arm == "plain":
-            plain(pipe, judged, counter or scene_counter(lenient=True), prompts, seed, args.batch)
+            plain(pipe, judged, prompts, seed, args.batch)
         else:
             corrected(Looking(pipe, arms[arm], counter, layers=args.layers), judged, prompts, seed)
         return judged.means()
