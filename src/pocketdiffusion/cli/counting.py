@@ -36,7 +36,7 @@ LEAST = 20  # steps that a trajectory needs so that there is something to go bac
 @dataclass
 class Counted:
     wanted: dict[str, int]
-    found: dict[str, int]  # in the middle
+    found: dict[str, int]  # before it was finished
     counted: dict[str, int]  # on the finished picture
     picture: Tensor  # (3, H, W)
     shown: Tensor  # (3, H, 3 W): what was foreseen, the mask, what became of it

@@ -252,7 +252,7 @@ def count_right(demo: Demo) -> None:
         shown.append(made.shown)
         lines.append(f"{prompt}: {made.line()}")
     demo.report.text(
-        "Each row of three: what the denoiser foresees before the middle, what goes (red) and comes (green), "
+        "Each row of three: what the denoiser foresees near the end, what goes (red) and comes (green), "
         "and what came of it. Nothing changes where the count is right. How often it helps is not measured "
         "yet (docs/results.md, claims).\n\n" + "\n".join(lines)
     )

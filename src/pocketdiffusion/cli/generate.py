@@ -58,7 +58,7 @@ class Args:
     lazy: str | None = None
     """A plan of the pipeline's, by name: branches that rest at some steps (pocket train lazy_scenes)."""
     count_correct: bool = False
-    """Look at the picture half-way, count, and sample again what is too much or missing."""
+    """Count what is foreseen near the end, and sample again what is too much or missing."""
     count: tuple[str, ...] = ()
     """With --count-correct: what to count, "red circles=3", in place of the prompt's own numbers."""
     count_layers: tuple[str, ...] = ()

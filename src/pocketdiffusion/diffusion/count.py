@@ -1,4 +1,4 @@
-"""Count correction while sampling: look early, and sample again what is too much or missing.
+"""Count correction while sampling: look before the end, and sample again what is too much or missing.
 
     1  sample down to the middle, keeping every x; decode the x0 predicted there; count
     2  right: go on, nothing was changed
@@ -47,7 +47,7 @@ class Settings:
     middle: float = 0.9  # share of the steps after which is counted; ours
     first: int = 2  # step from which is sampled again
     until: float = 0.5  # share of the steps up to which masks and guidance act
-    size: float = 0.1  # of a guidance step, in deviations of x; ours
+    size: float = 0.05  # of a guidance step, in deviations of x; ours
     add: float = 2.0  # weight of what is missing
     top: float = 0.8  # share of the mask's cells that count
     through: str = "state"  # or "prediction"

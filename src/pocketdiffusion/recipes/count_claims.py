@@ -1,7 +1,8 @@
 """CountDiffusion's claims: exact counts before and after correction, by two counters.
 
     pocket train count_claims --judge runs/count_judge/judge
-    pocket train count_claims --judge FOLDER --prompt-seed 1 --middles 0.4 0.5 0.6 --sizes 0.05 0.1 0.2
+    pocket train count_claims --prompt-seed 1 --prompts 4 --seeds 0 --middles 0.6 0.75 0.9 --sizes 0.05 0.1
+    pocket train count_claims --model runs/count_model/pipeline --layers blocks.14.cross blocks.16.cross
     pocket train count_claims --model my_sdxl/ --counter grounding-dino-base
 
 Prompts ask for 1 to 9 things of one kind (``single``), or for 1 to 3 each of two kinds (``several``). Arm
@@ -12,7 +13,7 @@ or colour, per picture; the Frechet distance to the world of up to nine things; 
 calls of the denoiser; and of
 ``plain`` pictures the share whose count was foreseen at a part of the steps (``at_45``: 45 %). Every run is
 kept (OUT/ARM-SEED.json) and not repeated; a seed is that of the sampling noise. Settings are chosen with
---prompt-seed 1 and reported with 2. Not run in full yet: docs/results.md (claims).
+--prompt-seed 1 and reported with 2. Numbers: docs/results.md.
 """
 
 from __future__ import annotations

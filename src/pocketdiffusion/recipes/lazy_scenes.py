@@ -6,7 +6,7 @@
 
 Only gates train, for a few hundred steps, by LazyDiT's scheme of two adjacent levels (methods/gates.py);
 self-attention and feed-forward may rest, as in the paper. Then the gated pipeline draws --looked prompts, and
-a plan for every --laziness skips what the gates kept least. Not run in full yet. Ends with
+a plan for every --laziness skips what the gates kept least. Numbers: docs/results.md. Ends with
 OUT/gates.safetensors, maps of the plans (SVG) and OUT/pipeline, the pipeline with its plans and
 --steps-sampled steps:
 
