@@ -189,6 +189,34 @@ def test_outside_the_mask_the_kept_latents_stand(monkeypatch):
         Settings(until=1)
 
 
+def test_several_phrases_apart(monkeypatch):
+    """Each alone from the same start, with its own mask, and the mean of what comes of them."""
+    starts = []
+    from pocketdiffusion.diffusion import count
+
+    def note(look, x, *rest):
+        starts.append(x)
+        return nudged(look, x, *rest)
+
+    monkeypatch.setattr(count, "nudged", note)
+    found = {"star": [box(0, 0, 2, 2, 8), box(4, 4, 4, 4, 8)], "ring": []}
+    made, kept = setting(found, {"star": 1, "ring": 1}, Settings(middle=0.75, several="apart"))
+    assert len(starts) == 2 * 2 and made.calls == 6 + 2 * 2 * 2 + 4
+    for i, mask in ((0, made.masks.remove["star"]), (2, made.masks.add["ring"])):
+        assert torch.equal(starts[i], kept[2]), "both begin where the other did"
+        outside = ~nn.functional.interpolate(mask[None, None].float(), (8, 8)).bool().expand_as(kept[3])
+        assert torch.equal(starts[i + 1][outside], kept[3][outside])
+    together, _ = setting(found, {"star": 1, "ring": 1}, Settings(middle=0.75))
+    assert together.calls == 6 + 2 * 2 + 4 and not torch.equal(together.x, made.x)
+    one = {"star": found["star"]}
+    same = [
+        setting(one, {"star": 1}, Settings(middle=0.75, several=how))[0].x for how in ("apart", "together")
+    ]
+    assert torch.equal(*same), "one phrase alone has no other"
+    with pytest.raises(ValueError, match="several 'both': expected together or apart"):
+        Settings(several="both")
+
+
 @each("kind, falls", [("remove", True), ("add", False)])
 def test_one_step_moves_the_attention(kind, falls):
     model = network()

@@ -9,6 +9,6 @@ and conversions follow the dtype and the device of ``x``.
     flow.py       The one path used here, and every conversion that follows from it.
     times.py      Laws of t for training, and the decreasing grids of t for sampling.
     samplers.py   One-step samplers, and the one loop over them.
-    count.py      Count correction while sampling: look before the end, and sample again what is too much or missing.
+    count.py      Count correction while sampling: look before the end, sample again what is wrong.
     guidance.py   Classifier-free guidance: one denoiser made of a conditional and an unconditional call.
 """

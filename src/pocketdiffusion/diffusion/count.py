@@ -1,4 +1,4 @@
-"""Count correction while sampling: look before the end, and sample again what is too much or missing.
+"""Count correction while sampling: look before the end, sample again what is wrong.
 
     1  sample down to the middle, keeping every x; decode the x0 predicted there; count
     2  right: go on, nothing was changed
@@ -7,7 +7,8 @@
            L   =  sum over wrong phrases  + I (too many)   - w I (too few),   w = 2
            x'  =  x - size std(x) grad L / rms(grad L)
            x_s =  x + (s - t) v(x')               or from x' itself, where ``through`` is "state"
-       then the rest as always
+       then the rest as always. Several phrases are wrong: all at once, or "apart", once for each with its own
+       M, and what comes of it averaged
     I     mean of the largest 80 % of the phrase's attention inside its mask S
 
     S, too many    the smallest instances but one, as many as there are too many (all, if none is wanted)
@@ -51,13 +52,15 @@ class Settings:
     add: float = 2.0  # weight of what is missing
     top: float = 0.8  # share of the mask's cells that count
     through: str = "state"  # or "prediction"
+    several: str = "together"  # wrong phrases; or "apart"
 
     def __post_init__(self) -> None:
         for name in ("middle", "until"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected more than 0 and less than 1")
-        if self.through not in ("prediction", "state"):
-            raise ValueError(f"through {self.through!r}: expected prediction or state")
+        for name, known in (("through", ("state", "prediction")), ("several", ("together", "apart"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected {' or '.join(known)}")
 
 
 @dataclass
@@ -207,20 +210,26 @@ def correct(
                 end = at.x
             return Corrected(end, found, None, preview, steps)
     wrong = masks(there, wanted, grid, generator)
-    inside = F.interpolate(wrong.every[None, None].float(), x.shape[-2:]).bool().to(x.device)
-    x, times = kept[settings.first], levels.to(x)
-    for i in range(settings.first, steps):
-        t, s = times[i].expand(1), times[i + 1].expand(1)
-        if i >= last:
+    times, places = levels.to(x), [wrong.every]
+    if settings.several == "apart":
+        places = [*wrong.remove.values(), *wrong.add.values()]
+    ends = []
+    for place in places:
+        inside = F.interpolate(place[None, None].float(), x.shape[-2:]).bool().to(x.device)
+        x = kept[settings.first]
+        for i in range(settings.first, last):
+            t, s = times[i].expand(1), times[i + 1].expand(1)
+            x = torch.where(inside, x, kept[i])
+            bent = nudged(look, x, t, cond, wrong, words, grid, settings)
             with torch.no_grad():
-                x = step(model, x, t, s, cond)[0]
-            continue
-        x = torch.where(inside, x, kept[i])
-        bent = nudged(look, x, t, cond, wrong, words, grid, settings)
-        with torch.no_grad():
-            start = bent if settings.through == "state" else x
-            x = start + expand(s - t, x) * model(bent, t, cond)
-    calls = middle + 2 * (last - settings.first) + steps - last
+                start = bent if settings.through == "state" else x
+                x = start + expand(s - t, x) * model(bent, t, cond)
+        ends.append(x)
+    x = torch.stack(ends).mean(0)
+    with torch.no_grad():
+        for i in range(last, steps):
+            x = step(model, x, times[i].expand(1), times[i + 1].expand(1), cond)[0]
+    calls = middle + 2 * (last - settings.first) * len(places) + steps - last
     return Corrected(x, found, wrong, preview, calls)
 
 

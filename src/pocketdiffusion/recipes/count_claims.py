@@ -68,6 +68,7 @@ class Args:
     until: float = Settings.until
     add: float = Settings.add
     through: str = Settings.through
+    together: str = Settings.several  # what is done where several kinds are wrong: together or apart
     prompts: int = 10  # of each number, and of each pair of numbers
     most: int = 9  # things of one kind
     prompt_seed: int = 2
@@ -188,7 +189,7 @@ def main(args: Args) -> None:
         raise ValueError(f"--segmenter {args.segmenter}: refines the boxes of a --counter, give both")
     arms = {"plain": Settings()} | {
         f"corrected-{middle:g}-{size:g}": Settings(
-            middle, args.first, args.until, size, add=args.add, through=args.through
+            middle, args.first, args.until, size, add=args.add, through=args.through, several=args.together
         )
         for middle in args.middles
         for size in args.sizes
