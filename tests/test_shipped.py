@@ -119,3 +119,12 @@ def test_the_model_card_names_its_recipe():
         card = Path(SHIPPED / name / "README.md").read_text()
         for word in (*words, "Apache-2.0", "Limits"):
             assert word in card
+
+
+def test_plans_ship_with_the_teacher(pipe):
+    assert set(pipe.plans) == {"0.3", "0.5"}
+    full = pipe.sample(["a red circle", "two green stars"])
+    for name, plan in pipe.plans.items():
+        assert plan.laziness == pytest.approx(float(name), abs=0.005)
+        lazy = pipe.sample(["a red circle", "two green stars"], lazy=plan)
+        assert 0 < (lazy - full).abs().mean() < 0.05

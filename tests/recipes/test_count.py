@@ -7,8 +7,9 @@ import torch
 
 from pocketdiffusion import store
 from pocketdiffusion.cli.main import guarded
+from pocketdiffusion.data.scenes import EVAL_WORLD, Scenes
 from pocketdiffusion.pipeline import Pipeline, Schedule
-from pocketdiffusion.recipes import count_claims, count_layers
+from pocketdiffusion.recipes import count_claims, count_judge, count_layers
 from pocketdiffusion.rewards.regressor import CountNet
 from pocketdiffusion.text.numbers import targets
 
@@ -28,7 +29,7 @@ def test_prompts_ask_for_what_they_say():
     assert all(len({t.noun for t in own}) == 2 and all(1 <= t.count <= 3 for t in own) for own in told)
 
 
-def test_a_judge_is_trained_and_claims_are_measured(tiny_folder, tmp_path, capsys):
+def test_a_judge_is_trained_and_claims_are_measured(tiny_folder, tmp_path, capsys, monkeypatch):
     pipe = Pipeline.from_pretrained(tiny_folder)
     pipe.schedule = Schedule(steps=20, guidance=2.0, size=32)
     pipe.save_pretrained(tmp_path / "pipe")
@@ -46,10 +47,15 @@ def test_a_judge_is_trained_and_claims_are_measured(tiny_folder, tmp_path, capsy
         json.loads((tmp_path / "claims" / f"{arm}-0.json").read_text())
         for arm in ("plain", "corrected-0.9-0.05")
     )
-    assert {"single", "several", "single_judge", "error_judge", "at_90"} <= set(plain)
+    assert {"single", "several", "error", "strays", "frechet", "at_90"} <= set(plain)
+    assert "single_judge" in told and (tmp_path / "claims" / "plain-0.safetensors").exists()
     assert after["changed"] == 1 and after["calls"] > 20, (
         "an untrained pipeline draws nothing that was asked for"
     )
+    # another judge looks at the kept pictures and draws nothing
+    monkeypatch.setattr(count_claims, "plain", None)
+    assert guarded([str(a) for a in ["train", "count_claims", *flags]]) == 0
+    assert capsys.readouterr().out == told
     again = [str(a) for a in ["train", "count_claims", *flags, "--prompts", "2"]]
     assert guarded(again) == 2 and "--prompts 1, not 2" in capsys.readouterr().err
 
@@ -93,3 +99,13 @@ def test_a_judge_that_is_none(tiny_folder, tmp_path, capsys):
     argv = ["train", "count_claims", "--model", str(tiny_folder), "--out", str(tmp_path / "short")]
     assert guarded(argv) == 2
     assert "3 steps leave nothing to go back to" in capsys.readouterr().err
+
+
+def test_bent_pictures_keep_their_things():
+    def world(seed, step):
+        return Scenes(EVAL_WORLD, 8, 64)(seed, step)
+
+    plain, same, moved = (count_judge.bent(world, most)(3, 0) for most in (0.0, 0.0, 3.0))
+    torch.testing.assert_close(plain.x, world(3, 0).x, atol=1e-4, rtol=0)
+    assert torch.equal(plain.x, same.x) and plain.text == moved.text
+    assert 0.005 < (moved.x - plain.x).abs().mean() < 0.2 and moved.x.isfinite().all()

@@ -8,12 +8,12 @@
 Prompts ask for 1 to 9 things of one kind (``single``), or for 1 to 3 each of two kinds (``several``). Arm
 ``plain`` is the pipeline as it is; ``corrected-MIDDLE-SIZE`` looks at that share of the steps and guides with
 steps of that size, from the same noise. Measures: exact counts and absolute errors, by the counter that also
-corrects and by the judge (recipes/count_judge.py); ``strays``, things that nobody asked for, of another shape
-or colour, per picture; the Frechet distance to the world of up to nine things; pictures that were changed;
-calls of the denoiser; and of
-``plain`` pictures the share whose count was foreseen at a part of the steps (``at_45``: 45 %). Every run is
-kept (OUT/ARM-SEED.json) and not repeated; a seed is that of the sampling noise. Settings are chosen with
---prompt-seed 1 and reported with 2. Numbers: docs/results.md.
+corrects and, from the kept pictures, by the judge (recipes/count_judge.py); ``strays``, things that nobody
+asked for, of another shape or colour, per picture; the Frechet distance to the world of up to nine things;
+pictures that were changed; calls of the denoiser; and of ``plain`` pictures the share whose count was
+foreseen at a part of the steps (``at_45``: 45 %). Every run is kept (OUT/ARM-SEED.json and .safetensors) and
+not repeated; a seed is that of the sampling noise. Settings are chosen with --prompt-seed 1 and reported with
+2. Numbers: docs/results.md.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from random import Random
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import store
@@ -36,6 +37,7 @@ from ..data.shapes import COLOURS, SHAPES
 from ..device import choose
 from ..diffusion.count import Settings
 from ..diffusion.samplers import Step
+from ..disk import save_tensors
 from ..eval.frechet import Gaussian, frechet
 from ..eval.seeds import against, collect, settings, table
 from ..export.foreign import opened
@@ -46,7 +48,7 @@ from ..rewards.regressor import CountNet
 from ..text.numbers import WORDS
 from ..train import spread
 
-MAY_CHANGE = {"seeds", "middles", "sizes", "batch"}
+MAY_CHANGE = {"seeds", "middles", "sizes", "batch", "judge"}
 MEASURES = {
     "single": 3, "several": 3, "single_judge": 3, "several_judge": 3, "error": 2, "error_judge": 2,
     "strays": 3, "frechet": 2, "changed": 3, "calls": 1,
@@ -100,10 +102,10 @@ def several(args: Args) -> Iterator[str]:
 
 
 class Judged:
-    """Counts of finished pictures by the counter and by the judge, beside what was asked for."""
+    """Counts of finished pictures beside what was asked for."""
 
-    def __init__(self, counter: Counter, judge: CountNet | None):
-        self.counter, self.judge = counter, judge
+    def __init__(self, counter: Counter):
+        self.counter = counter
         self.rows: dict[str, list[float]] = {}
         self.pictures: list[Tensor] = []
 
@@ -114,24 +116,33 @@ class Judged:
         wanted = {t.phrase: t.count for t in asked(prompt, (), self.counter)}
         phrases = list(wanted)
         seen = {p: float(len(m)) for p, m in self.counter(picture[None], phrases)[0].items()}
-        self.score(kind, wanted, seen, "")
+        self.score(kind, wanted, seen)
         if isinstance(self.counter, DetectorCounter):
             there = self.counter.detector(picture[None])[0]
             self.note("strays", sum(not self.counter.named(thing, phrases) for thing in there))
         self.pictures.append(picture.cpu())
-        if self.judge:
-            judged = self.judge.count(picture[None], phrases)[0].round().tolist()
-            self.score(kind, wanted, dict(zip(phrases, judged)), "_judge")
 
-    def score(self, kind: str, wanted: dict[str, int], seen: dict[str, float], end: str) -> None:
+    def score(self, kind: str, wanted: dict[str, int], seen: dict[str, float], end: str = "") -> None:
         self.note(kind + end, all(seen[p] == n for p, n in wanted.items()))
         self.note("error" + end, sum(abs(seen[p] - n) for p, n in wanted.items()) / len(wanted))
 
     def means(self) -> dict[str, float]:
         found = {name: sum(values) / len(values) for name, values in self.rows.items()}
-        if isinstance(self.counter, DetectorCounter):
+        if self.pictures and isinstance(self.counter, DetectorCounter):
             found["frechet"] = distance(self.pictures)
         return found
+
+
+def by_judge(
+    judge: CountNet, counter: Counter, prompts: list[tuple[str, str]], path: Path
+) -> dict[str, float]:
+    """What the judge says of kept pictures."""
+    judged, kept = Judged(counter), load_file(path)["pictures"]
+    for (kind, prompt), picture in zip(prompts, kept.to(torch.float32) / 127.5 - 1):
+        wanted = {t.phrase: t.count for t in asked(prompt, (), counter)}
+        seen = judge.count(picture[None].to(next(judge.parameters())), list(wanted))[0].round().tolist()
+        judged.score(kind, wanted, dict(zip(wanted, seen)), "_judge")
+    return judged.means()
 
 
 @torch.no_grad()
@@ -199,6 +210,7 @@ def main(args: Args) -> None:
     for network in pipe.components.values():
         network.requires_grad_(False)
     counter = load(args.counter, args.segmenter or None, pipe.device) if args.counter else None
+    count = counter or scene_counter(lenient=True)
     judge = None
     if args.judge:
         judge = store.load(Path(args.judge)).to(pipe.device)
@@ -209,14 +221,20 @@ def main(args: Args) -> None:
     prompts = [("single", p) for p in single(args)] + [("several", p) for p in several(args)]
 
     def run(arm: str, seed: int) -> dict[str, float]:
-        judged = Judged(counter or scene_counter(lenient=True), judge)
+        judged = Judged(count)
         if arm == "plain":
             plain(pipe, judged, prompts, seed, args.batch)
         else:
             corrected(Looking(pipe, arms[arm], counter, layers=args.layers), judged, prompts, seed)
+        kept = ((torch.stack(judged.pictures) + 1) * 127.5).round().to(torch.uint8)
+        save_tensors({"pictures": kept}, args.out / f"{arm}-{seed}.safetensors", {"format": "pt"})
         return judged.means()
 
     found = collect(args.out, arms, args.seeds, run, settings(args, MAY_CHANGE))
+    if judge:
+        for arm, seeds in found.items():
+            for seed, measured in seeds.items():
+                measured |= by_judge(judge, count, prompts, args.out / f"{arm}-{seed}.safetensors")
     measures = {m: d for m, d in MEASURES.items() if judge or not m.endswith("_judge")}
     print(text(table(found, measures)))
     print(text(table({"plain": found["plain"]}, {f"at_{percent}": 3 for percent in FORESEEN})))

@@ -2,8 +2,9 @@
 
     pocket train count_judge                             # about half an hour on one core
 
-Pictures are the full world's: clean, noisy or blurred, and half of them as the pipeline's own autoencoder
-gives them back from latents with a little noise, so that it can judge what a model draws. It shares no code
+Pictures are the full world's: bent, noisy or blurred, and half of them as the pipeline's own autoencoder
+gives them back from noisy latents, so that it can judge what a model draws, whose outlines are poor (without
+that it sees the half of a drawn thing). It shares no code
 with what count correction counts by (rewards/scenes.py). Ends with OUT/judge and how often it is right.
 """
 
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 
 from ..data.scenes import EVAL_WORLD, Scenes, World
 from ..device import bf16, choose
@@ -37,10 +39,29 @@ class Args:
     batch: int = 32
     lr: float = 2e-3
     noise: float = 0.1  # largest standard deviation of the added noise
-    blur: float = 0.1  # largest standard deviation of the noise on latents
+    blur: float = 0.3  # largest standard deviation of the noise on latents
+    bend: float = 1.5  # pixels, largest standard deviation of a smooth displacement
     seed: int = 0
     bf16: bool | None = None  # autocast; None: where the device has it in hardware
     device: str = "cpu"
+
+
+def bent(data: Callable[[int, int], Batch], most: float) -> Callable[[int, int], Batch]:
+    """The same data, every picture displaced by a smooth field of some strength."""
+
+    def batches(seed: int, step: int) -> Batch:
+        batch = data(seed, step)
+        b, _, h, w = batch.x.shape
+        g = torch.Generator().manual_seed((seed << 32) + step + 2)
+        amount = most * torch.rand(b, 1, 1, 1, generator=g)
+        field = F.interpolate(amount * torch.randn(b, 2, 6, 6, generator=g), (h, w), mode="bicubic")
+        lines = torch.linspace(-1, 1, h), torch.linspace(-1, 1, w)
+        y, x = torch.meshgrid(*lines, indexing="ij")
+        places = torch.stack([x + field[:, 0] * 2 / (w - 1), y + field[:, 1] * 2 / (h - 1)], -1)
+        moved = F.grid_sample(batch.x, places.to(batch.x), padding_mode="border", align_corners=True)
+        return replace(batch, x=moved)
+
+    return batches
 
 
 def decoded(data: Callable[[int, int], Batch], pipe: Pipeline, blur: float) -> Callable[[int, int], Batch]:
@@ -77,7 +98,8 @@ def main(args: Args) -> None:
     torch.manual_seed(args.seed)
     network = CountNet(preset("CountNet", args.preset)).to(device)
     size = pipe.schedule.size
-    data = decoded(worn(Scenes(World(), args.batch, size, device), args.noise), pipe, args.blur)
+    drawn = bent(Scenes(World(), args.batch, size, device), args.bend)
+    data = decoded(worn(drawn, args.noise), pipe, args.blur)
     run = Run(
         args.steps, args.out, args.seed, bf16=bf16(device, args.bf16), ema=0.995, save_every=500, name="judge"
     )
