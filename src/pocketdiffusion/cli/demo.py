@@ -224,8 +224,8 @@ def spend_less(demo: Demo) -> None:
     squares = {n: [float(not rests) for rests in row] for n, row in plan.skips.items()}
     demo.report.text(
         f"The plan {name!r}: branches of the denoiser that rest at some steps, where what they gave the step "
-        "before stands in; beside it, as many steps as cost about the same. The alternating plan needs no "
-        "training; pocket train lazy_scenes learns others."
+        "before stands in; beside it, as many steps as cost about the same. Every second step needs no "
+        "training; pocket train lazy_scenes learns other plans."
     )
     demo.report.beside(pictures, PROMPTS).table(rows)
     demo.report.plot(heat(squares, "step; filled: computed"), "What is computed")
@@ -253,8 +253,8 @@ def count_right(demo: Demo) -> None:
         lines.append(f"{prompt}: {made.line()}")
     demo.report.text(
         "Each row of three: what the denoiser foresees near the end, what goes (red) and comes (green), "
-        "and what came of it. Nothing changes where the count is right. How often it helps is not measured "
-        "yet (docs/results.md, claims).\n\n" + "\n".join(lines)
+        "and what came of it. Nothing changes where the count is right; docs/results.md says how often it "
+        "helps.\n\n" + "\n".join(lines)
     )
     demo.report.grid(torch.stack(shown), list(COUNTED), 300)
     grid(torch.stack(shown), COUNTED, columns=2).save(demo.args.out / "count.png")
