@@ -2,6 +2,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -11,6 +12,7 @@ from pocketdiffusion.data.scenes import EVAL_WORLD, Scenes, World
 from pocketdiffusion.data.shapes import BACKDROPS, COLOURS, SHAPES, TEXTURES
 from pocketdiffusion.eval.detection import accuracy
 from pocketdiffusion.rewards.scenes import SceneDetector
+from pocketdiffusion.rewards.silhouettes import name
 from pocketdiffusion.types import Instance
 
 pytest.importorskip("scipy")
@@ -191,3 +193,12 @@ def test_a_colour_outside_the_palette_is_not_seen():
 def test_pictures_of_a_wrong_shape_are_refused():
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
         DETECTOR(torch.zeros(3, 64, 64))
+
+
+def test_a_piece_that_its_colour_nowhere_covers():
+    """As a lenient detector may find one; it resembles nothing and breaks nothing."""
+    empty = np.zeros((2, 16, 16), dtype=np.float32)
+    empty[1, 4:12, 4:12] = 1
+    nothing, square = name(empty)
+    assert nothing.score == 0 and np.isfinite([nothing.x, nothing.y, nothing.radius]).all()
+    assert square.shape == "square" and square.score > 0.5

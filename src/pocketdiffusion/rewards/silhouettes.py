@@ -46,9 +46,9 @@ class Named(NamedTuple):
 
 
 def standardise(cover: np.ndarray) -> Standard:
-    """Coverage (N, H, W), none of it empty, moved and scaled to the standard frame by bilinear sampling."""
+    """Coverage (N, H, W) moved and scaled to the standard frame by bilinear sampling; of nothing, nothing."""
     n, h, w = cover.shape
-    area = cover.sum((1, 2))
+    area = np.maximum(cover.sum((1, 2)), 1e-6)
     cx = cover.sum(1) @ np.arange(w) / area
     cy = cover.sum(2) @ np.arange(h) / area
     unit = np.sqrt(area)
@@ -93,7 +93,7 @@ def _bank() -> _Bank:
 
 
 def name(cover: np.ndarray) -> list[Named]:
-    """What every silhouette (N, H, W) resembles most."""
+    """What every silhouette (N, H, W) resembles most; an empty one nothing, with a score of 0."""
     bank, own = _bank(), standardise(cover)
     n, kinds = len(cover), len(SHAPES)
     # the best pose of every shape by a product, which is quick; then the exact distance of those few
