@@ -164,16 +164,21 @@ def test_no_step_and_everything_free_is_the_same_trajectory(guidance):
     torch.testing.assert_close(made.x, kept[-1], atol=1e-5, rtol=1e-4)
 
 
-def test_outside_the_mask_the_kept_latents_stand(monkeypatch):
-    """At every corrected step the denoiser sees what was there before, but inside M."""
-    seen_x = []
-    from pocketdiffusion.diffusion import count
+@pytest.fixture
+def seen_x(monkeypatch):
+    """What every guided step begins with."""
+    found = []
 
     def note(look, x, *rest):
-        seen_x.append(x)
+        found.append(x)
         return nudged(look, x, *rest)
 
-    monkeypatch.setattr(count, "nudged", note)
+    monkeypatch.setattr("pocketdiffusion.diffusion.count.nudged", note)
+    return found
+
+
+def test_outside_the_mask_the_kept_latents_stand(seen_x):
+    """At every corrected step the denoiser sees what was there before, but inside M."""
     small = [box(0, 0, 2, 2, 8), box(4, 4, 4, 4, 8)]
     made, kept = setting({"star": small}, {"star": 1}, Settings(middle=0.75, until=0.75, size=1.0))
     inside = nn.functional.interpolate(made.masks.every[None, None].float(), (8, 8)).bool()
@@ -189,23 +194,15 @@ def test_outside_the_mask_the_kept_latents_stand(monkeypatch):
         Settings(until=1)
 
 
-def test_several_phrases_apart(monkeypatch):
+def test_several_phrases_apart(seen_x):
     """Each alone from the same start, with its own mask, and the mean of what comes of them."""
-    starts = []
-    from pocketdiffusion.diffusion import count
-
-    def note(look, x, *rest):
-        starts.append(x)
-        return nudged(look, x, *rest)
-
-    monkeypatch.setattr(count, "nudged", note)
     found = {"star": [box(0, 0, 2, 2, 8), box(4, 4, 4, 4, 8)], "ring": []}
     made, kept = setting(found, {"star": 1, "ring": 1}, Settings(middle=0.75, several="apart"))
-    assert len(starts) == 2 * 2 and made.calls == 6 + 2 * 2 * 2 + 4
+    assert len(seen_x) == 2 * 2 and made.calls == 6 + 2 * 2 * 2 + 4
     for i, mask in ((0, made.masks.remove["star"]), (2, made.masks.add["ring"])):
-        assert torch.equal(starts[i], kept[2]), "both begin where the other did"
+        assert torch.equal(seen_x[i], kept[2]), "both begin where the other did"
         outside = ~nn.functional.interpolate(mask[None, None].float(), (8, 8)).bool().expand_as(kept[3])
-        assert torch.equal(starts[i + 1][outside], kept[3][outside])
+        assert torch.equal(seen_x[i + 1][outside], kept[3][outside])
     together, _ = setting(found, {"star": 1, "ring": 1}, Settings(middle=0.75))
     assert together.calls == 6 + 2 * 2 + 4 and not torch.equal(together.x, made.x)
     one = {"star": found["star"]}

@@ -277,6 +277,14 @@ def test_snapgen_scenes_kd_then_4step(flags, tiny_folder, tmp_path):
     # and that one may teach another
     flags += ["--few-step-teacher", tmp_path / "few" / "pipeline", "--look", "0", "--steps", "1"]
     train("snapgen_scenes_4step", *flags, "--out", tmp_path / "again")
+    # a student of few steps goes on as one of many
+    start = tmp_path / "few" / "pipeline"
+    flags = [*DISTIL, "--teacher", tiny_folder, "--start", start, "--look", "0", "--steps", "1", "--lr", "0"]
+    train("snapgen_scenes_kd", *flags, "--out", tmp_path / "many")
+    many = Pipeline.from_pretrained(tmp_path / "many" / "pipeline")
+    assert many.schedule == teacher.schedule
+    for key, value in made.transformer.state_dict().items():
+        torch.testing.assert_close(many.transformer.state_dict()[key], value, rtol=1e-2, atol=1e-3)
 
 
 def test_snapgen_scenes_path(tiny_folder, tmp_path):

@@ -123,17 +123,15 @@ class Looking:
         pipe: Pipeline,
         settings: Settings | None = None,
         counter: Counter | None = None,
-        early: Counter | None = None,
         layers: Sequence[str] = (),
     ):
-        """``counter``: default the scenes' own, lenient; ``early``: for what is not finished.
+        """``counter``: default the scenes' own, lenient, which also counts what is not finished.
 
         ``layers``: patterns of those whose map is looked at (recipes/count_layers.py); default: the finest.
         """
         check(pipe)
         self.pipe, self.settings = pipe, settings or Settings()
         self.counter = counter or scene_counter(lenient=True)
-        self.early = early or self.counter
         watch = foreign.watched if isinstance(pipe.transformer, Foreign) else watched
         self.look = watch(pipe.transformer, layers_of(pipe, layers))
 
@@ -161,7 +159,7 @@ class Looking:
             return pipe.decoder.decode(z).float().clamp(-1, 1)
 
         def count(pictures: Tensor) -> list[dict[str, list[Tensor]]]:
-            return self.early(pictures, phrases)
+            return self.counter(pictures, phrases)
 
         made = correct(
             model,

@@ -38,14 +38,11 @@ from ..compress.lazy import ByChange, ByGates, Calls, Lazy, Plan, alternating, r
 from ..compress.lazy import measured as measured_errors
 from ..data.scenes import EVAL_WORLD, TRAIN_WORLD, Scenes
 from ..device import choose
-from ..diffusion.guidance import cfg
-from ..diffusion.samplers import STEPS, run
 from ..eval.seeds import against, collect, settings, table
 from ..nn.gate import Gates, branches
 from ..pipeline import Pipeline, Schedule
 from ..teachers.first_block import FirstBlock
 from ..train import spread
-from ..types import Denoiser
 from . import lazy_scenes
 from .snapgen_claims import like
 from .snapgen_kd_ladder import drawn
@@ -152,21 +149,13 @@ def plan_of(kind: str, pipe: Pipeline, share: float, by: ByGates | None, args: A
     return ranked(by.seen, names, levels, share)
 
 
-@torch.no_grad()
 def search(pipe: Pipeline, share: float, seed: int, args: Args) -> Plan:
     """The plan of least errors, measured on trajectories from the prompts of training."""
     names, schedule = branches(pipe.transformer, args.branches), pipe.schedule
     levels, side = schedule.levels(), schedule.size // pipe.vae.config.factor
     captions = [s.caption for s in Scenes(TRAIN_WORLD, args.searched, schedule.size).specs(seed + 1, 0)]
-    cond, null = pipe.text_encoder.embed(captions), pipe.text_encoder.embed([""])
     x = torch.randn(args.searched, pipe.vae.config.channels, side, side).to(pipe.device)
-
-    def walk(denoiser: Denoiser) -> Tensor:
-        model, end = cfg(denoiser, null, schedule.guidance, schedule.interval), x
-        for step in run(STEPS[schedule.sampler], model, x, levels, cond):
-            end = step.x
-        return end
-
+    walk = lazy_scenes.walking(pipe, x, captions)
     errors = measured_errors(pipe.transformer, names, levels[:-1].tolist(), walk)
     # every call costs the same, as it does where calls are counted
     calls = len(names) * (len(levels) - 1)

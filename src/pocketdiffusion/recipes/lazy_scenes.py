@@ -15,6 +15,7 @@ OUT/gates.safetensors, maps of the plans (SVG) and OUT/pipeline, the pipeline wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from ..nn.gate import Gates, branches, widths
 from ..pipeline import Pipeline
 from ..train import spread
 from ..train.fit import Run, fit
+from ..types import Denoiser
 from .snapgen_scenes_kd import reads, scenes
 
 
@@ -71,20 +73,32 @@ def trained(pipe: Pipeline, args: Args) -> Gates:
     return gates
 
 
-@torch.no_grad()
+def walking(pipe: Pipeline, x: torch.Tensor, captions: list[str]) -> Callable[[Denoiser], torch.Tensor]:
+    """Whole trajectories from noise ``x``, guided as the pipeline is, with any denoiser; no decoder."""
+    schedule = pipe.schedule
+    with torch.no_grad():
+        cond, null = pipe.text_encoder.embed(captions), pipe.text_encoder.embed([""])
+
+    @torch.no_grad()
+    def walk(denoiser: Denoiser) -> torch.Tensor:
+        model, end = cfg(denoiser, null, schedule.guidance, schedule.interval), x
+        for step in run(STEPS[schedule.sampler], model, x, schedule.levels(), cond):
+            end = step.x
+        return end
+
+    return walk
+
+
 def looked(pipe: Pipeline, gates: Gates, args: Args) -> tuple[ByGates, Calls]:
     """Gates that have seen some trajectories, guided as the pipeline is."""
     by, calls = ByGates(gates, pipe.schedule.levels()[:-1].tolist()), Calls(decided={})
     lazy, world = Lazy(pipe.transformer, by), Scenes(TRAIN_WORLD, 16, pipe.schedule.size)
-    null, schedule = pipe.text_encoder.embed([""]), pipe.schedule
-    side = schedule.size // pipe.vae.config.factor
+    side = pipe.schedule.size // pipe.vae.config.factor
     for i in range(max(1, args.looked // 16)):
-        cond = pipe.text_encoder.embed([s.caption for s in world.specs(args.seed + 1, i)])
+        captions = [s.caption for s in world.specs(args.seed + 1, i)]
         g = torch.Generator().manual_seed(i)
         x = torch.randn(16, pipe.vae.config.channels, side, side, generator=g).to(pipe.device)
-        model = cfg(lazy.start(calls), null, schedule.guidance, schedule.interval)
-        for _ in run(STEPS[schedule.sampler], model, x, schedule.levels(), cond):
-            pass
+        walking(pipe, x, captions)(lazy.start(calls))
     return by, calls
 
 

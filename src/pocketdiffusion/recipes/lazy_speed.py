@@ -27,13 +27,11 @@ from ..bench.latency import stopwatch, threaded
 from ..bench.table import text
 from ..compress.lazy import ByGates, Lazy, Plan, alternating
 from ..device import choose
-from ..diffusion.guidance import cfg
-from ..diffusion.samplers import STEPS, run
 from ..disk import renamed
 from ..nn.gate import Gates, branches, switched, widths
 from ..pipeline import Pipeline
 from ..train import spread
-from ..types import Denoiser
+from .lazy_scenes import walking
 
 
 @dataclass(frozen=True)
@@ -47,23 +45,6 @@ class Args:
     rounds: int = 5
     threads: int | None = None
     device: str = "cpu"
-
-
-def sampling(pipe: Pipeline, batch: int) -> Callable[[Denoiser], Tensor]:
-    """A whole trajectory with a denoiser, without the decoder."""
-    schedule = replace(pipe.schedule, interval=(0.0, 1.0))
-    cond, null = (pipe.text_encoder.embed(t) for t in (["two green stars"] * batch, [""]))
-    side, device = schedule.size // pipe.vae.config.factor, pipe.device
-    x = torch.randn(batch, pipe.vae.config.channels, side, side, device=device)
-
-    @torch.no_grad()
-    def walk(denoiser: Denoiser) -> Tensor:
-        model, end = cfg(denoiser, null, schedule.guidance, schedule.interval), x
-        for step in run(STEPS[schedule.sampler], model, x, schedule.levels(), cond):
-            end = step.x
-        return end
-
-    return walk
 
 
 class Timed(nn.Module):
@@ -92,7 +73,10 @@ class Timed(nn.Module):
 
 def compared(pipe: Pipeline, plan: Plan, names: list[str], batch: int, args: Args) -> dict[str, Any]:
     """One row of the table."""
-    network, levels, walk = pipe.transformer, pipe.schedule.levels()[:-1].tolist(), sampling(pipe, batch)
+    network, levels = pipe.transformer, pipe.schedule.levels()[:-1].tolist()
+    side = pipe.schedule.size // pipe.vae.config.factor
+    x = torch.randn(batch, pipe.vae.config.channels, side, side, device=pipe.device)
+    walk = walking(pipe, x, ["two green stars"] * batch)
     lazy, timed = Lazy(network, plan), Timed(network, names)
     gates = Gates(widths(network, network.example(1, pipe.device), names), len(levels)).to(pipe.device)
     gated = Lazy(network, ByGates(gates, levels))
@@ -131,7 +115,7 @@ def main(args: Args) -> None:
     names, rows = branches(pipe.transformer, args.branches), []
     with threaded(args.threads) as threads:
         for steps in args.sampled:
-            pipe.schedule = replace(pipe.schedule, steps=steps)
+            pipe.schedule = replace(pipe.schedule, steps=steps, interval=(0.0, 1.0))
             levels = pipe.schedule.levels()
             plan = pipe.lazy(args.plan) if args.plan else alternating(names, levels[:-1].tolist())
             plan.fits(levels.tolist())
