@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from pocketdiffusion.cli.demo import Args, Demo, compare
+from pocketdiffusion.cli.compared import compare, widths
+from pocketdiffusion.cli.demo import Args, Demo
 from pocketdiffusion.cli.main import guarded
 from pocketdiffusion.eval.report import Report
 from pocketdiffusion.pipeline import Pipeline
+from pocketdiffusion.recipes import elastic_scenes
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +22,11 @@ def test_demo_writes_a_report(tiny_folder, tmp_path, capsys):
     student = Pipeline.from_pretrained(tiny_folder)
     student.schedule = replace(student.schedule, times=(1.0, 0.6), guidance=1.0)
     student.save_pretrained(tmp_path / "student")
+    many = Pipeline.from_pretrained(tiny_folder)
+    many.transformer = elastic_scenes.supernet_of(elastic_scenes.Args(preset="smoke"), many)
+    many.save_pretrained(tmp_path / "elastic")
     argv = ["demo", "--out", tmp_path, "--model", tmp_path / "student", "--teacher", tiny_folder, *FLAGS]
+    argv += ["--elastic", tmp_path / "elastic"]
     assert guarded([str(a) for a in argv]) == 0, capsys.readouterr().err
     page, told = (tmp_path / "report.html").read_text(), capsys.readouterr().out
     headings = ("From prompt to picture", "Training, live", "Scored", "Spend less", "Timed", "Onto a device")
@@ -33,18 +39,27 @@ def test_demo_writes_a_report(tiny_folder, tmp_path, capsys):
     assert "Teacher and student" in page and '<div class="beside">' in page
     (calls,) = [line.split() for line in told.splitlines() if line.startswith("calls of the denoiser")]
     assert calls[-3:] == ["6", "2", "3"]
+    assert (tmp_path / "widths.png").exists() and "What a picture takes, and what it scores" in page
+    (half,), (full,) = (
+        [line for line in told.splitlines() if line.split()[:1] == [w]] for w in ("half", "full")
+    )
+    assert float(half.split()[-2]) < float(full.split()[-2]), "a smaller width has fewer MACs"
 
 
 def test_demo_goes_on_without_a_teacher(tmp_path):
-    demo = Demo(Args(out=tmp_path), None, None, Report("x"))
+    demo = Demo(Args(out=tmp_path), None, None, {}, Report("x"))
     compare(demo)
-    assert "no --teacher is named" in demo.report.html()
+    widths(demo)
+    assert "no --teacher is named" in demo.report.html() and "no --elastic is named" in demo.report.html()
 
 
 def test_demo_refuses_a_teacher_that_is_not_there(tiny_folder, tmp_path, capsys):
     argv = ["demo", "--out", tmp_path, "--model", tiny_folder, "--teacher", "nowhere"]
     assert guarded([str(a) for a in argv]) == 2
     assert "no pipeline 'nowhere'" in capsys.readouterr().err
+    argv = ["demo", "--out", tmp_path, "--model", tiny_folder, "--teacher", "", "--elastic", tiny_folder]
+    assert guarded([str(a) for a in argv]) == 2
+    assert "a DiT, expected an elastic model" in capsys.readouterr().err
 
 
 def test_eval_writes_numbers_and_a_report(tiny_folder, tmp_path, capsys):

@@ -15,6 +15,7 @@ ValueError (exit code 2), trouble with the machine OSError or RuntimeError (exit
     spectrum.py     pocket spectrum: how much fine detail an autoencoder's latents carry, beside pixels.
     info.py         pocket info: what is in a saved pipeline or network.
     demo.py         pocket demo: sample, train, score, compare, time and export, in a report to look at.
+    compared.py     Pipelines side by side in the demo: teacher and student, the widths of an elastic model.
     autoencoder.py  Which autoencoder a flag means: a shipped name, a folder of ours, or a diffusers one.
     reconstruct.py  pocket reconstruct: a picture or video through an autoencoder, beside the original.
     through.py      Frames through an autoencoder and back, in chunks: padded, tiled, streamed.

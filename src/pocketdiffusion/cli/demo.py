@@ -3,13 +3,13 @@
     pocket demo --out out/demo
     pocket demo --model FOLDER --teacher FOLDER        # any two pipelines side by side
 
-About seven minutes on two cores. Writes report.html and PNG files.
+About eight minutes on two cores. Writes report.html and PNG files.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,8 @@ class Args:
     """A shipped pipeline's name or a folder."""
     teacher: str = "scenes"
     """The pipeline of many steps beside it, which is also sampled lazily and corrected; empty: none."""
+    elastic: str = "elastic"
+    """An elastic pipeline, whose widths are compared; empty: none."""
     train_steps: int = 600
     """Steps of the small model that is trained live."""
     prompts: int = 6
@@ -59,8 +61,10 @@ class Demo:
     args: Args
     pipe: Pipeline
     teacher: Pipeline | None
+    elastic: dict[str, Pipeline]  # by width
     report: Report
     scored: Result | None = None  # of ``pipe``
+    seen: dict[str, dict[str, float]] = field(default_factory=dict)  # name -> what costs() says
 
     @property
     def many(self) -> Pipeline:
@@ -126,63 +130,6 @@ def score(demo: Demo) -> None:
     demo.report.heading("Scored").table([*rows, {"category": "overall", "score": round(result.overall, 2)}])
     demo.report.text(f"{result.pictures} pictures only; the full evaluation is in docs/results.md.")
     print(result.table())
-
-
-def costs(pipe: Pipeline, scored: Result, threads: int) -> dict[str, float]:
-    """What a pipeline scores, and what a picture takes, counted and here."""
-    from ..bench.latency import latency
-    from ..bench.picture import picture
-
-    found = picture(pipe)
-    timed = latency(lambda: pipe.sample(["two green stars"]), (), runs=3, warmup=1, threads=threads)
-    return {
-        "SceneEval": scored.overall,
-        "M parameters of the denoiser": found.parameters / 1e6,
-        "steps": len(pipe.schedule.levels()) - 1,
-        "guidance": pipe.schedule.guidance,
-        "calls of the denoiser": found.calls,
-        "GMACs per call": found.step / 1e9,
-        "GMACs per picture": found.macs / 1e9,
-        "seconds per picture": timed.median / 1e3,
-    }
-
-
-def compare(demo: Demo) -> None:
-    """The pipeline beside its teacher: pictures from the same noise, scores, costs."""
-    from ..bench.table import text
-    from ..eval.report import grid, to_pil
-    from . import evaluate
-
-    demo.report.heading("Teacher and student")
-    if demo.teacher is None:
-        demo.report.text("Left out: no --teacher is named.")
-        return
-    assert demo.scored
-    pictures = {"teacher": demo.teacher.sample(PROMPTS), "student": demo.pipe.sample(PROMPTS)}
-    args = evaluate.Args(demo.args.teacher, per_prompt=2, prompts=demo.args.prompts)
-    scored, _ = evaluate.scene_eval(evaluate.artist(demo.teacher, args), args)
-    teacher = costs(demo.teacher, scored, demo.args.threads)
-    student = costs(demo.pipe, demo.scored, demo.args.threads)
-    no_ratio = ("SceneEval", "guidance")
-    rows = [
-        {
-            "": name,
-            "teacher": teacher[name],
-            "student": student[name],
-            "teacher / student": None if name in no_ratio else teacher[name] / student[name],
-        }
-        for name in teacher
-    ]
-    demo.report.text(
-        f"Teacher: {demo.args.teacher}, student: {demo.args.model}. The same prompts, and the same noise "
-        "where sizes agree. A step with guidance calls the denoiser twice; a picture's MACs count that, the "
-        f"text and the decoder. Seconds are one picture's, here; SceneEval is of {scored.pictures} pictures "
-        "only: docs/results.md has the full one."
-    )
-    demo.report.beside(pictures, PROMPTS).table(rows)
-    both = [x for drawn in pictures.values() for x in to_pil(drawn)]
-    grid(both, 2 * PROMPTS, columns=len(PROMPTS)).save(demo.args.out / "compare.png")
-    print(text(rows))
 
 
 def spend_less(demo: Demo) -> None:
@@ -308,21 +255,20 @@ def device(demo: Demo) -> None:
     print(text(rows))
 
 
-SECTIONS = (generate, train, score, compare, spend_less, count_right, measure, device)
-
-
 def main(args: Args) -> None:
     import torch
 
     from ..eval.report import Report
     from ..pipeline import Pipeline
+    from .compared import compare, opened, widths
 
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     # before minutes are spent
     teacher = Pipeline.from_pretrained(args.teacher) if args.teacher else None
-    demo = Demo(args, Pipeline.from_pretrained(args.model), teacher, Report("pocketdiffusion demo"))
-    for section in SECTIONS:
+    elastic = opened(args.elastic) if args.elastic else {}
+    demo = Demo(args, Pipeline.from_pretrained(args.model), teacher, elastic, Report("pocketdiffusion demo"))
+    for section in (generate, train, score, compare, widths, spend_less, count_right, measure, device):
         started = time.perf_counter()
         print(f"== {section.__name__}")
         section(demo)

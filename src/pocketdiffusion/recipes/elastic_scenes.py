@@ -80,7 +80,7 @@ def shown(pipe: Pipeline, net: Supernet, seed: int) -> Hook:
         with state.averaged():
             rows = []
             for name in net.config.names:
-                drawn = Pipeline(net.extract(name), pipe.text_encoder, pipe.vae, pipe.schedule)
+                drawn = Pipeline(net.extract(name), pipe.text_encoder, pipe.vae, pipe.schedule, pipe.decoder)
                 rows.append(torch.cat(list(drawn.sample(LOOK, seed=seed)), dim=-1))
         if state.log:
             state.log.grid(state.step, "samples", torch.cat(rows, dim=-2))
@@ -108,7 +108,7 @@ def main(args: Args) -> None:
         args.subs,
         shift=args.shift,
     )
-    pipe = Pipeline(net, teacher.text_encoder, teacher.vae, teacher.schedule)
+    pipe = Pipeline(net, teacher.text_encoder, teacher.vae, teacher.schedule, teacher.decoder)
     hooks = [every(args.look, shown(pipe, net, args.seed))] if args.look else []
     run = Run(
         args.steps,
