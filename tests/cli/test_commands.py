@@ -144,6 +144,8 @@ def test_long_prompts_give_one_line(tiny_folder, tmp_path, capsys):
 
 def test_another_run_is_not_continued_by_mistake(tiny_folder, tmp_path, capsys):
     flags = ["train", "smoke", "--out", tmp_path, "--steps", "1", "--steps-autoencoder", "1"]
+    says(capsys, [*flags, "--batch", "0"], 2)  # never began, and is not in the way of the next
+    assert not list(tmp_path.iterdir())
     says(capsys, [*flags, "--batch", "4"], 0)
     assert "holds a run with --batch 4, not 8; name another --out" in says(
         capsys, [*flags, "--batch", "8"], 2

@@ -187,14 +187,24 @@ def test_claims(claim, count, tiny_folder, tmp_path, capsys):
     assert "expected some of" in refused(capsys, "train", "snapgen_pp_claims", claim, *flags, "--arms", "no")
 
 
-def test_claims_of_distribution_matching(few, tiny_folder, tmp_path, capsys):
-    flags = [*CLAIM[:-2], "--teacher", tiny_folder, "--student", tiny_folder, "--out", tmp_path]
+def test_claims_of_distribution_matching(elastic, few, tiny_folder, tmp_path, capsys):
+    flags = [
+        *CLAIM[:-2],
+        "--teacher",
+        tiny_folder,
+        "--student",
+        elastic,
+        "--width",
+        "half",
+        "--out",
+        tmp_path,
+    ]
     flags += ["--pictures", "32", "--prompts", "1", "--rates", "1e-4", "1e-3", "--ratio", "1"]
     line = refused(capsys, "train", "snapgen_pp_claims", "distribution", *flags)
     assert "--few-step-teacher: K-DMD needs one" in line
     train("snapgen_pp_claims", "distribution", *flags, "--few-step-teacher", few)
     names = {p.stem for p in (tmp_path / "distribution").glob("*.json")}
-    assert names == {"dmd@0.0001-0", "kdmd@0.0001-0", "dmd@0.001-0", "kdmd@0.001-0", "teacher-0"}
+    assert names == {"dmd@0.0001-0", "kdmd@0.0001-0", "dmd@0.001-0", "kdmd@0.001-0", "teacher-0", "student-0"}
     assert "expected attention, elastic, distribution" in refused(
         capsys, "train", "snapgen_pp_claims", "x", *flags
     )

@@ -86,7 +86,8 @@ def note(name: str, args: Any, may_change: Set[str] = frozenset()) -> None:
     for key, value in before[-1]["args"].items() if before else ():
         if key not in MAY_CHANGE | may_change and asked.get(key) != value:
             raise ValueError(
-                f"{out}: holds a run with --{key} {value}, not {asked.get(key)}; name another --out"
+                f"{out}: holds a run with --{key.replace('_', '-')} {value}, not {asked.get(key)}; "
+                "name another --out"
             )
     record = {
         "recipe": name,
@@ -97,6 +98,16 @@ def note(name: str, args: Any, may_change: Set[str] = frozenset()) -> None:
     }
     with renamed(path) as temporary:
         temporary.write_text(json.dumps([*before, record], indent=2) + "\n")
+
+
+def refused(args: Any) -> None:
+    """Leave no trace of a run that never began, so that the mended command may have its folder."""
+    out = getattr(args, "out", None)
+    if out is None or int(os.environ.get("RANK", 0)):
+        return
+    path = Path(out) / "args.json"
+    if [p.name for p in Path(out).iterdir()] == [path.name] and len(json.loads(path.read_text())) == 1:
+        path.unlink()
 
 
 def run(argv: list[str]) -> None:
@@ -110,4 +121,8 @@ def run(argv: list[str]) -> None:
 
     args = tyro.cli(module.Args, args=argv[1:], prog=f"pocket train {argv[0]}", description=module.__doc__)
     note(argv[0], args, getattr(module, "MAY_CHANGE", frozenset()))
-    module.main(args)
+    try:
+        module.main(args)
+    except ValueError:
+        refused(args)
+        raise

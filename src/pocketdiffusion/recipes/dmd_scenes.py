@@ -198,9 +198,9 @@ def distilled(args: Any, teacher: Pipeline, base: Pipeline, knowledge: Knowledge
     return made.pipe
 
 
-def opened(name: str, args: Any) -> Pipeline:
-    """A pipeline, frozen."""
-    pipe = Pipeline.from_pretrained(name, width=getattr(args, "width", None)).to(choose(args.device))
+def opened(name: str, args: Any, width: str | None = None) -> Pipeline:
+    """A pipeline, frozen; ``width``: of an elastic one."""
+    pipe = Pipeline.from_pretrained(name, width=width).to(choose(args.device))
     for network in pipe.components.values():
         network.requires_grad_(False)
     return pipe

@@ -3,14 +3,15 @@
     pocket train snapgen_pp_claims attention                             # assa, full, global, local; 3 seeds
     pocket train snapgen_pp_claims elastic                               # widths together and each alone
     pocket train snapgen_pp_claims distribution --few-step-teacher runs/dmd_scenes/pipeline
-    pocket train snapgen_pp_claims distribution --few-step-teacher FOLDER --rates 2e-5 1e-4 5e-4
+    pocket train snapgen_pp_claims distribution --student runs/elastic_scenes/pipeline --width small \\
+        --few-step-teacher FOLDER --rates 2e-5 1e-4 5e-4
 
 attention     ElasticDiT from scratch by flow matching, its outer stages attending each way; of a seed all see
               the same pictures, times and noise
 elastic       the supernet, and each width by itself with as many steps (ARM alone_WIDTH); the rows of the
               supernet (WIDTH) are its widths
 distribution  one width, or any pipeline (--student), to four steps by DMD2 (dmd) and K-DMD (kdmd), at every
-              rate (ARM@RATE); beside it the many-step teacher
+              rate (ARM@RATE); beside it the teacher and the student (student) as they are, in many steps
 
 ``velocity`` is the held-out flow loss. Every run is kept (OUT/CLAIM/ARM-SEED.json) and not repeated. The
 paper claims that sparse attention equals full, that elastic widths come within a percent of lone ones, and
@@ -49,7 +50,16 @@ from .snapgen_kd_ladder import drawn, losses
 from .snapgen_scenes_kd import reads, scenes
 
 COMPARED = {"arms", "control", "seeds", "rates"}  # what runs that are compared may differ in
-MAY_CHANGE = COMPARED | {"claim", "student", "few_step_teacher", "features", "preset", "steps", "batch"}
+MAY_CHANGE = COMPARED | {
+    "claim",
+    "student",
+    "width",
+    "few_step_teacher",
+    "features",
+    "preset",
+    "steps",
+    "batch",
+}
 CLAIMS = ("attention", "elastic", "distribution")
 
 
@@ -63,6 +73,7 @@ class Args:
     teacher: str = "scenes"  # a shipped pipeline's name or a folder
     preset: str = "scenes"  # of ElasticDiT and Supernet
     student: str = "scenes"  # distribution: the pipeline that learns few steps
+    width: str | None = None  # ... where it is elastic; None: the full one
     few_step_teacher: str = ""  # distribution: a pipeline of few steps
     features: bool = True  # distribution: of the last blocks, beside the prediction
     rates: tuple[float, ...] = (1e-4,)  # distribution: learning rates of the student
@@ -155,10 +166,10 @@ class Together:
 
 
 def distribution(arm: str, seed: int, teacher: Pipeline, args: Args) -> dict[str, float]:
-    if arm == "teacher":
-        return drawn(teacher, args, seed)
+    base = opened(args.student, args, args.width)
+    if arm in ("teacher", "student"):
+        return drawn(teacher if arm == "teacher" else base, args, seed)
     kind, _, rate = arm.partition("@")
-    base = opened(args.student, args)
     where = args.out / args.claim / f"{arm}-{seed}"
     own = like(dmd_scenes.Args, args, out=where, seed=seed, lr=float(rate), lr_critic=float(rate))
     knowledge = None
@@ -175,7 +186,7 @@ def arms_of(args: Args) -> Iterator[str]:
         yield from (*names, *(f"alone_{name}" for name in names))
     else:
         yield from (f"{kind}@{rate:g}" for rate in args.rates for kind in ("dmd", "kdmd"))
-        yield "teacher"
+        yield from ("teacher", "student")
 
 
 def main(args: Args) -> None:
