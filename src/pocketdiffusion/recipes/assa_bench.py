@@ -37,6 +37,14 @@ from ..nn.attention.global_local import GlobalLocal, Grid, raster, visible
 
 LAYER = PRESETS["small"]
 PEERS = ("sdpa", "flex")
+# in the plot
+SHOWN = {
+    "assa": "sparse (ASSA)",
+    "sdpa": "full",
+    "core looped": "local branch alone, looped",
+    "core gathered": "... gathered",
+    "core flex": "... FlexAttention",
+}
 
 
 @dataclass(frozen=True)
@@ -152,5 +160,5 @@ def main(args: Args) -> None:
     columns = list(dict.fromkeys(k for r in rows for k in r))
     print(text([{k: r.get(k) for k in columns} for r in rows]))
     names = list(dict.fromkeys(r["layer"] for r in rows))
-    series = {n: [(log2(r["tokens"]), log2(r["ms"])) for r in rows if r["layer"] == n] for n in names}
+    series = {SHOWN[n]: [(log2(r["tokens"]), log2(r["ms"])) for r in rows if r["layer"] == n] for n in names}
     (args.out / "growth.svg").write_text(lines(series, "log2 tokens", "log2 ms", "growth with tokens"))
