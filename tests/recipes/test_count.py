@@ -36,7 +36,7 @@ def test_a_judge_is_trained_and_claims_are_measured(tiny_folder, tmp_path, capsy
     flags = ["--pipeline", tmp_path / "pipe", "--preset", "smoke", "--steps", "2", "--batch", "4"]
     assert guarded([str(a) for a in ["train", "count_judge", *flags, "--out", tmp_path / "judge"]]) == 0
     line = capsys.readouterr().out
-    assert "full world: right 0." in line and "world of SceneEval, decoded: right 0." in line
+    assert "full world: right 0." in line and "world of SceneEval, drawn again: right 0." in line
     assert isinstance(store.load(tmp_path / "judge" / "judge"), CountNet)
     flags = ["--model", tmp_path / "pipe", "--judge", tmp_path / "judge" / "judge", "--prompts", "1"]
     flags += ["--most", "2", "--seeds", "0", "--out", tmp_path / "claims"]
@@ -109,3 +109,18 @@ def test_bent_pictures_keep_their_things():
     torch.testing.assert_close(plain.x, world(3, 0).x, atol=1e-4, rtol=0)
     assert torch.equal(plain.x, same.x) and plain.text == moved.text
     assert 0.005 < (moved.x - plain.x).abs().mean() < 0.2 and moved.x.isfinite().all()
+
+
+def test_a_half_is_decoded_and_a_quarter_drawn_again(tiny_folder):
+    pipe = Pipeline.from_pretrained(tiny_folder)
+    for network in pipe.components.values():
+        network.requires_grad_(False)
+
+    def world(seed, step):
+        return Scenes(EVAL_WORLD, 8, 32)(seed, step)
+
+    plain, same, again = (count_judge.decoded(world, pipe, 0.0, level)(3, 0).x for level in (0.0, 1e-4, 0.9))
+    assert torch.equal(plain[1::2], world(3, 0).x[1::2]) and not torch.equal(plain[::2], world(3, 0).x[::2])
+    torch.testing.assert_close(same, plain, atol=1e-2, rtol=0)
+    changed = (again - plain).abs().amax((1, 2, 3)) > 1e-3
+    assert changed.tolist() == [True, False, False, False] * 2
