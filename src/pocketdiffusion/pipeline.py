@@ -267,7 +267,9 @@ class Pipeline:
     @property
     def unit(self) -> int:
         """Pixels that sides are multiples of."""
-        return self.vae.config.factor * self.transformer.config.patch
+        # a transformer of three stages merges tokens by two
+        merged = 2 if getattr(self.transformer.config, "middle", None) else 1
+        return self.vae.config.factor * self.transformer.config.patch * merged
 
     def sides(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
         """Height and width in pixels, checked against what the autoencoder and the patches can do."""

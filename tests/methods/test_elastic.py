@@ -9,6 +9,7 @@ from pocketdiffusion.methods.kd import features_between, per_sample
 from pocketdiffusion.methods.scaling import Constant
 from pocketdiffusion.models import dit
 from pocketdiffusion.models.supernet import PRESETS, Supernet
+from pocketdiffusion.nn.taps import tap
 from pocketdiffusion.train.fit import Run, fit
 from pocketdiffusion.train.optimisers import adamw
 from pocketdiffusion.types import Batch, Cond
@@ -104,9 +105,11 @@ def test_a_teacher_is_asked_once_and_tells_all_widths():
     torch.manual_seed(1)
     at = method.point(batch())
     for name, found in (("full", full["full"]), ("half", sub["half"])):
-        v = net.at(name)(at.x, at.t, at.cond)
-        plain = per_sample(v, at.target).mean() + 2 * per_sample(v, at.wanted).mean()
-        assert found > plain > 0
+        own = features[name]
+        v, mine = tap(net.at(name), [own.student])(at.x, at.t, at.cond)
+        wanted = per_sample(v, at.target).mean() + 2 * per_sample(v, at.wanted).mean()
+        wanted = wanted + 3 * own.distance(mine[own.student], at.theirs[own.teacher], at.x).mean()
+        torch.testing.assert_close(found, wanted)
 
 
 def test_all_widths_learn_together():

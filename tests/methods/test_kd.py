@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pocketdiffusion.diffusion.times import shifted
-from pocketdiffusion.methods.kd import Distillation, emptied, features_between, per_sample
+from pocketdiffusion.methods.kd import Distillation, Features, emptied, features_between, per_sample
 from pocketdiffusion.methods.scaling import Constant, MultiLevel
 from pocketdiffusion.models import dit, unet
 from pocketdiffusion.nn.projector import Projector, as_map
@@ -132,6 +132,18 @@ class Known(nn.Module):
 
     def forward(self, x, t, cond):
         return (x - batch(1).x) / t.view(-1, 1, 1, 1)
+
+
+def test_normalised_features_have_no_size():
+    plain = Features("a", "b", nn.Identity())
+    g = torch.Generator().manual_seed(0)
+    mine, theirs, x = (torch.randn(2, 6, 4, 4, generator=g) for _ in range(3))
+    own = replace(plain, normalised=True)
+    torch.testing.assert_close(
+        own.distance(mine, 7 * theirs + 3, x), own.distance(mine, theirs, x), atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(own.distance(mine, 7 * mine, x), torch.zeros(2), atol=1e-4, rtol=0)
+    assert (plain.distance(mine, 7 * theirs, x) > 20 * own.distance(mine, theirs, x) / 2).all()
 
 
 def run(method, networks, steps):

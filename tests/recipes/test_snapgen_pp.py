@@ -48,8 +48,12 @@ def test_every_width_comes_from_one_folder(elastic, tmp_path, capsys):
     assert type(Pipeline.from_pretrained(elastic).transformer) is ElasticDiT
     assert torch.equal(Pipeline.from_pretrained(elastic).sample(["a star"]), pictures["full"])
     assert not torch.allclose(pictures["half"], pictures["full"])
+    pipe = Pipeline.from_pretrained(elastic)
+    assert pipe.unit == 2 * pipe.vae.config.factor * pipe.transformer.config.patch  # merged by two
     argv = ["generate", "a star", "--model", elastic, "--device", "cpu", "-o", tmp_path / "a.png"]
     assert guarded([*map(str, argv), "--width", "half"]) == 0
+    line = refused(capsys, *argv, "--size", pipe.unit * 3 // 2)
+    assert f"size must be a positive multiple of {pipe.unit} pixels" in line
     assert "no width 'huge'; there are half, full" in refused(capsys, *argv, "--width", "huge")
 
 
@@ -149,6 +153,9 @@ def test_kdmd_scenes_teaches_every_width(elastic, few, tiny_folder, tmp_path, ca
     for width in ("half", "full"):
         file = tmp_path / "run" / f"{width}.safetensors"
         own = Pipeline.from_pretrained(elastic, width=str(file))
+        plain = Pipeline.from_pretrained(elastic, width=width).transformer.state_dict()
+        moved = {n for n, v in own.transformer.state_dict().items() if not torch.equal(v, plain[n])}
+        assert moved and all(n.startswith("blocks.") and n.endswith(".weight") for n in moved)
         wanted = Pipeline.from_pretrained(tmp_path / "run" / "pipeline", width=width)
         assert own.schedule == wanted.schedule and len(own.schedule.times) == 4
         torch.testing.assert_close(own.sample(["a star"]), wanted.sample(["a star"]), atol=2e-2, rtol=0)
@@ -156,6 +163,19 @@ def test_kdmd_scenes_teaches_every_width(elastic, few, tiny_folder, tmp_path, ca
     assert "none.safetensors: not a file of one width" in refused(capsys, *argv)
     again = refused(capsys, "train", "kdmd_scenes", *flags)
     assert "has few steps already" in again
+
+
+def test_kdmd_of_one_width_leaves_no_pipeline_of_all(elastic, few, tiny_folder, tmp_path):
+    flags = [*FEW, "--model", elastic, "--few-step-teacher", few, "--teacher", tiny_folder, "--rank", "2"]
+    train("kdmd_scenes", *flags, "--widths", "half", "--out", tmp_path)
+    assert (tmp_path / "half.safetensors").exists() and not (tmp_path / "pipeline").exists()
+
+
+@pytest.mark.parametrize("widths", [("big=2", "full=1"), ("a=inf", "b=1"), ("a=0", "b=1"), ("a=nan", "b=1")])
+def test_widths_that_cannot_be(widths, tiny_folder, tmp_path, capsys):
+    flags = [*FEW, "--teacher", tiny_folder, "--preset", "smoke", "--out", tmp_path]
+    line = refused(capsys, "train", "elastic_scenes", *flags, "--widths", *widths)
+    assert "expected shares that rise from above 0 to 1" in line
 
 
 def test_assa_bench(tmp_path, capsys):
@@ -203,6 +223,8 @@ def test_claims_of_distribution_matching(elastic, few, tiny_folder, tmp_path, ca
     line = refused(capsys, "train", "snapgen_pp_claims", "distribution", *flags)
     assert "--few-step-teacher: K-DMD needs one" in line
     train("snapgen_pp_claims", "distribution", *flags, "--few-step-teacher", few)
+    (line,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith("kdmd  ")]
+    assert line.split()[1] == "2" and ", sd " in line and ", worst " in line
     names = {p.stem for p in (tmp_path / "distribution").glob("*.json")}
     assert names == {"dmd@0.0001-0", "kdmd@0.0001-0", "dmd@0.001-0", "kdmd@0.001-0", "teacher-0", "student-0"}
     assert "expected attention, elastic, distribution" in refused(

@@ -172,6 +172,30 @@ def two_processes(tiny, folder, *words):
     return [load_file(p) for p in sorted(folder.glob("rank-*.safetensors"))]
 
 
+PARTS = """
+import torch
+from torch import nn
+from pocketdiffusion.train import spread
+
+spread.start()
+first, mine, theirs, nobodys = parameters = [nn.Parameter(torch.zeros(n)) for n in (2, 3, 4, 5)]
+if spread.rank():
+    mine, theirs = theirs, mine
+first.grad, mine.grad = torch.full((2,), 1.0 + spread.rank()), torch.ones_like(mine)
+spread.average(parameters)
+assert first.grad.eq(1.5).all() and nobodys.grad is None
+assert mine.grad.eq(0.5).all() and theirs.grad.eq(0.5).all()
+"""
+
+
+@pytest.mark.slow
+def test_processes_may_train_different_parameters(tmp_path):
+    """As the widths of an elastic model do."""
+    (tmp_path / "parts.py").write_text(PARTS)
+    words = "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "parts.py")
+    assert python("-m", *words).wait(timeout=120) == 0
+
+
 def alone(tiny, steps, folder=None):
     """One process with batches twice as big; its averaged weights."""
     net = tiny.Net()

@@ -108,7 +108,7 @@ def widths(demo: Demo) -> None:
         "scores lie within a tenth of each other are not told apart by so few."
     )
     demo.report.beside(pictures, PROMPTS).table(rows)
-    points = {demo.args.elastic: spots}
+    points = {f"{demo.args.elastic}, by width": spots}
     points |= {name: [(seen[seconds], seen[score])] for name, seen in demo.seen.items()}
     demo.report.plot(lines(points, seconds, score), "What a picture takes, and what it scores")
     every = [x for drawn in pictures.values() for x in to_pil(drawn)]

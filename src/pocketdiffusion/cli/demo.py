@@ -3,7 +3,7 @@
     pocket demo --out out/demo
     pocket demo --model FOLDER --teacher FOLDER        # any two pipelines side by side
 
-About eight minutes on two cores. Writes report.html and PNG files.
+About seven minutes on two cores. Writes report.html and PNG files.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Args:
     """A shipped pipeline's name or a folder."""
     teacher: str = "scenes"
     """The pipeline of many steps beside it, which is also sampled lazily and corrected; empty: none."""
-    elastic: str = "elastic"
-    """An elastic pipeline, whose widths are compared; empty: none."""
+    elastic: str = ""
+    """An elastic pipeline (pocket train elastic_scenes), whose widths are compared; empty: none."""
     train_steps: int = 600
     """Steps of the small model that is trained live."""
     prompts: int = 6

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..diffusion.flow import interpolate, velocity
 from ..diffusion.times import logit_normal, shifted
@@ -38,17 +39,24 @@ class Features:
     """Which submodules are compared, and the projector from the student's maps to the teacher's.
 
     ``to_map``: how the teacher's tokens become a map for its input; a foreign teacher brings its own.
+    ``normalised``: every place of both maps is first brought to mean 0 and variance 1, so that the distance
+    does not depend on the size of the teacher's features.
     """
 
     student: str
     teacher: str
     projector: nn.Module
     to_map: ToMap = as_map
+    normalised: bool = False
 
     def distance(self, mine: Tensor, theirs: Tensor, x: Tensor) -> Tensor:
         """L_feat (B,)."""
         projected, wanted = self.projector(as_map(mine, x)), self.to_map(theirs, x)
         assert projected.shape == wanted.shape, (projected.shape, wanted.shape)
+        if self.normalised:
+            projected, wanted = (
+                F.layer_norm(m.float().movedim(1, -1), m.shape[1:2]) for m in (projected, wanted)
+            )
         return per_sample(projected, wanted)
 
 

@@ -44,6 +44,10 @@ class Config(elastic_dit.Config):
         super().__post_init__()
         if len(self.names) != len(self.shares) or not self.names or self.shares[-1] != 1:
             raise ValueError(f"widths {self.names} of {self.shares}: expected a share each, the last 1.0")
+        if not all(0 < a < b for a, b in zip(self.shares, self.shares[1:])):
+            raise ValueError(
+                f"widths {self.names} of {self.shares}: expected shares that rise from above 0 to 1"
+            )
         if len(set(self.names)) < len(self.names) or any({"/", "."} & set(n) or not n for n in self.names):
             raise ValueError(f"widths {self.names}: expected different names without / and .")
 

@@ -7,13 +7,14 @@
 One width after the other (OUT/WIDTH), with a LoRA of its own on student and critic, so that all of them still
 share one file. Beside the distribution's gradient, which needs the many-step teacher, the few-step teacher
 tells what it would predict and its last features (methods/dmd.py). A run that was stopped goes on. Not run in
-full yet. Ends with OUT/pipeline: the elastic model with its LoRA, sampled at four levels without guidance;
-and with OUT/WIDTH.safetensors, what each width has for itself, for another copy of the same base.
+full yet. Ends with OUT/WIDTH.safetensors, what each width has for itself, for another copy of the same base
+(pocket generate --model FOLDER --width OUT/small.safetensors); and, where all widths were taught, with
+OUT/pipeline: the elastic model with its LoRA, sampled at four levels without guidance.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,18 @@ class Args:
     device: str = "cpu"
 
 
-def knowledge_of(args: Any, few: Pipeline, base: Pipeline) -> Knowledge:
-    """What a few-step teacher tells; ``args`` names it and says whether its features count."""
+def knowledge_of(args: Any, few: Pipeline, base: Pipeline, seed: int) -> Knowledge:
+    """What a few-step teacher tells; ``args`` names it and says whether its features count.
+
+    Features are normalised: the shipped teacher's have a mean square of 13 to 45 where its velocities have 1
+    to 2, and with a weight of one they drown all else (docs/log.md). ``seed``: of the projector.
+    """
+    torch.manual_seed(seed)
     same_latents(args.few_step_teacher, few.vae, "the student", base.vae)
     features = None
     if args.features:
-        features = last_features(base.transformer, base.text_encoder, few, base.schedule.size)
+        found = last_features(base.transformer, base.text_encoder, few, base.schedule.size)
+        features = replace(found, normalised=True)
     return Knowledge(few.transformer, reads(few.text_encoder, False), features)
 
 
@@ -96,7 +103,7 @@ def main(args: Args) -> None:
         base = Pipeline.from_pretrained(args.model, width=width).to(teacher.device)
         for network in base.components.values():
             network.requires_grad_(False)
-        knowledge = knowledge_of(args, few, base) if args.knowledge else None
+        knowledge = knowledge_of(args, few, base, args.seed) if args.knowledge else None
         own = like(dmd_scenes.Args, args, out=args.out / width, look=args.look)
         pipe = distilled(own, teacher, base, knowledge)
         adopt(made, width, lora.learned(pipe.transformer))
@@ -106,4 +113,6 @@ def main(args: Args) -> None:
     every.teacher = args.teacher
     for width in widths:
         write(made, width, args.out / f"{width}.safetensors", asdict(pipe.schedule))
-    every.save_pretrained(args.out / "pipeline", torch.float16)
+    # the others would be sampled at four levels that they never learned
+    if set(widths) == set(net.config.names):
+        every.save_pretrained(args.out / "pipeline", torch.float16)

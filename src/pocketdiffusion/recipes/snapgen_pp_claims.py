@@ -20,9 +20,10 @@ that K-DMD depends less on seeds and rates than DMD. Not run in full yet: docs/r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Annotated, Any
 
 import torch
@@ -32,7 +33,7 @@ from torch import nn
 from .. import store
 from ..bench.table import text
 from ..device import bf16
-from ..eval.seeds import against, collect, settings, table
+from ..eval.seeds import Found, against, collect, settings, settled, table, told
 from ..methods.elastic import Elastic
 from ..methods.flow_matching import FlowMatching
 from ..models.elastic_dit import ATTENTION, ElasticDiT
@@ -68,7 +69,7 @@ class Args:
     claim: Annotated[str, tyro.conf.Positional]  # attention, elastic or distribution
     out: Path = Path("runs/snapgen_pp_claims")
     arms: tuple[str, ...] = ()  # default: all of the claim's
-    control: str = ""  # default: full, the first width alone, dmd at the first rate
+    control: str = ""  # default: full, the full width alone, dmd at the first rate
     seeds: tuple[int, ...] = (0, 1, 2)
     teacher: str = "scenes"  # a shipped pipeline's name or a folder
     preset: str = "scenes"  # of ElasticDiT and Supernet
@@ -94,11 +95,19 @@ class Args:
     device: str = "cpu"
 
 
+def begun(args: Args, where: str) -> None:
+    """ValueError where a run that was stopped had other settings."""
+    folder = args.out / args.claim / where
+    folder.mkdir(parents=True, exist_ok=True)
+    settled(folder, settings(args, COMPARED))
+
+
 def trained(
     method: Method, networks: dict[str, nn.Module], teacher: Pipeline, args: Args, where: str
 ) -> State:
     name = next(iter(method.players))
     seed = int(where.rpartition("-")[2])
+    begun(args, where)
     run = Run(
         args.steps,
         args.out / args.claim / where,
@@ -171,10 +180,11 @@ def distribution(arm: str, seed: int, teacher: Pipeline, args: Args) -> dict[str
         return drawn(teacher if arm == "teacher" else base, args, seed)
     kind, _, rate = arm.partition("@")
     where = args.out / args.claim / f"{arm}-{seed}"
+    begun(args, f"{arm}-{seed}")
     own = like(dmd_scenes.Args, args, out=where, seed=seed, lr=float(rate), lr_critic=float(rate))
     knowledge = None
     if kind == "kdmd":
-        knowledge = knowledge_of(args, opened(args.few_step_teacher, args), base)
+        knowledge = knowledge_of(args, opened(args.few_step_teacher, args), base, seed)
     return drawn(distilled(own, teacher, base, knowledge), args, seed)
 
 
@@ -187,6 +197,35 @@ def arms_of(args: Args) -> Iterator[str]:
     else:
         yield from (f"{kind}@{rate:g}" for rate in args.rates for kind in ("dmd", "kdmd"))
         yield from ("teacher", "student")
+
+
+def over_everything(found: Found, measures: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Rows to print: of DMD2 and of K-DMD, mean, standard deviation and worst over all seeds and rates."""
+    rows = []
+    for kind in ("dmd", "kdmd"):
+        runs = [run for arm, own in found.items() if arm.startswith(f"{kind}@") for run in own.values()]
+        row: dict[str, Any] = {"method": kind, "runs": len(runs)}
+        for measure, digits in measures.items():
+            values = [run[measure] for run in runs if measure in run]
+            if len(values) > 1:
+                worst = max(values) if measure == "frechet" else min(values)
+                row[measure] = (
+                    f"{mean(values):.{digits}f}, sd {stdev(values):.{digits}f}, worst {worst:.{digits}f}"
+                )
+        rows.append(row)
+    return rows
+
+
+def beside_alone(found: Found) -> list[dict[str, Any]]:
+    """Rows to print: by how many percent the loss of each width exceeds that of the same width alone."""
+    rows = []
+    for width in found:
+        if (alone := found.get(f"alone_{width}")) is None:
+            continue
+        both = sorted(set(alone) & set(found[width]))
+        more = [100 * (found[width][s]["velocity"] / alone[s]["velocity"] - 1) for s in both]
+        rows.append({"width": width, "velocity, percent more than alone": told(more)})
+    return rows
 
 
 def main(args: Args) -> None:
@@ -222,3 +261,7 @@ def main(args: Args) -> None:
     print(text(table(found, measures)))
     if len(arms) > 1:
         print(text(against(found, control, measures)))
+    if args.claim == "distribution" and any("dmd" in arm for arm in arms):
+        print(text(over_everything(found, measures)))
+    if args.claim == "elastic" and (rows := beside_alone(found)):
+        print(text(rows))

@@ -33,12 +33,25 @@ def start(device: torch.device | str = "cpu") -> None:
 
 
 def average(parameters: Sequence[nn.Parameter]) -> None:
-    """Mean of the gradients over all processes, as one flat message; split ones are averaged already."""
+    """Mean of the gradients over all processes, as one flat message; split ones are averaged already.
+
+    A parameter that had no part in this process's step counts as zero where it had one in another's.
+    """
     if world() == 1:
         return
-    grads = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
-    if not grads:
+    whole = [p for p in parameters if not isinstance(p, DTensor) and not isinstance(p.grad, DTensor)]
+    if not whole:
         return
+    took_part = torch.tensor([p.grad is not None for p in whole], dtype=torch.uint8, device=whole[0].device)
+    dist.all_reduce(took_part, op=dist.ReduceOp.MAX)
+    whole = [p for p, anywhere in zip(whole, took_part.tolist()) if anywhere]
+    if not whole:
+        return
+    grads = []
+    for p in whole:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        grads.append(p.grad)
     flat = torch.cat([g.flatten() for g in grads])
     dist.all_reduce(flat)
     flat /= world()
