@@ -7,10 +7,10 @@ import torch
 
 from pocketdiffusion import store
 from pocketdiffusion.cli.main import guarded
-from pocketdiffusion.models.elastic_dit import ElasticDiT
+from pocketdiffusion.models.elastic_dit import PRESETS, ElasticDiT
 from pocketdiffusion.models.supernet import Supernet
 from pocketdiffusion.pipeline import Pipeline
-from pocketdiffusion.recipes import assa_bench, dmd_scenes
+from pocketdiffusion.recipes import assa_bench, dmd_scenes, snapgen_pp_claims
 
 pytestmark = pytest.mark.slow
 FEW = ["--steps", "3", "--batch", "2", "--bf16", "False", "--look", "2"]
@@ -197,7 +197,7 @@ CLAIM = ["--steps", "2", "--batch", "2", "--bf16", "False", "--seeds", "0", "--p
 CLAIM += ["--held-out", "32", "--pictures", "0"]
 
 
-@pytest.mark.parametrize("claim, count", [("attention", 4), ("elastic", 4)])
+@pytest.mark.parametrize("claim, count", [("attention", 4), ("ladder", 4), ("elastic", 4)])
 def test_claims(claim, count, tiny_folder, tmp_path, capsys):
     flags = [*CLAIM, "--teacher", tiny_folder, "--out", tmp_path]
     train("snapgen_pp_claims", claim, *flags)
@@ -205,6 +205,11 @@ def test_claims(claim, count, tiny_folder, tmp_path, capsys):
     assert len(kept) == count
     assert all(0 < json.loads(p.read_text())["velocity"] < 10 for p in kept)
     assert "expected some of" in refused(capsys, "train", "snapgen_pp_claims", claim, *flags, "--arms", "no")
+
+
+def test_the_ladder_is_that_of_the_presets():
+    for name in "abcd":
+        assert snapgen_pp_claims.rung(PRESETS["ladder_d"], name) == PRESETS[f"ladder_{name}"]
 
 
 def test_claims_of_distribution_matching(elastic, few, tiny_folder, tmp_path, capsys):
@@ -227,6 +232,6 @@ def test_claims_of_distribution_matching(elastic, few, tiny_folder, tmp_path, ca
     assert line.split()[1] == "2" and ", sd " in line and ", worst " in line
     names = {p.stem for p in (tmp_path / "distribution").glob("*.json")}
     assert names == {"dmd@0.0001-0", "kdmd@0.0001-0", "dmd@0.001-0", "kdmd@0.001-0", "teacher-0", "student-0"}
-    assert "expected attention, elastic, distribution" in refused(
+    assert "expected attention, ladder, elastic, distribution" in refused(
         capsys, "train", "snapgen_pp_claims", "x", *flags
     )

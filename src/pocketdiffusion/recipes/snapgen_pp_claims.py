@@ -1,6 +1,7 @@
 """SnapGen++'s claims, over seeds: sparse attention, elastic widths, K-DMD.
 
     pocket train snapgen_pp_claims attention                             # assa, full, global, local; 3 seeds
+    pocket train snapgen_pp_claims ladder                                # from a PixArt-like transformer on
     pocket train snapgen_pp_claims elastic                               # widths together and each alone
     pocket train snapgen_pp_claims distribution --few-step-teacher runs/dmd_scenes/pipeline
     pocket train snapgen_pp_claims distribution --student runs/elastic_scenes/pipeline --width small \\
@@ -8,6 +9,8 @@
 
 attention     ElasticDiT from scratch by flow matching, its outer stages attending each way; of a seed all see
               the same pictures, times and noise
+ladder        the paper's ablation, a to d, at this size: flow loss, parameters, operations; for times at 1024
+              pixels, snapgen_speed --models ElasticDiT:ladder_a and so on
 elastic       the supernet, and each width by itself with as many steps (ARM alone_WIDTH); the rows of the
               supernet (WIDTH) are its widths
 distribution  one width, or any pipeline (--student), to four steps by DMD2 (dmd) and K-DMD (kdmd), at every
@@ -15,7 +18,7 @@ distribution  one width, or any pipeline (--student), to four steps by DMD2 (dmd
 
 ``velocity`` is the held-out flow loss. Every run is kept (OUT/CLAIM/ARM-SEED.json) and not repeated. The
 paper claims that sparse attention equals full, that elastic widths come within a percent of lone ones, and
-that K-DMD depends less on seeds and rates than DMD. Not run in full yet: docs/results.md (claims).
+that K-DMD depends less on seeds and rates than DMD. What was run: docs/results.md (claims).
 """
 
 from __future__ import annotations
@@ -31,12 +34,13 @@ import tyro
 from torch import nn
 
 from .. import store
+from ..bench.cost import cost
 from ..bench.table import text
 from ..device import bf16
 from ..eval.seeds import Found, against, collect, settings, settled, table, told
 from ..methods.elastic import Elastic
 from ..methods.flow_matching import FlowMatching
-from ..models.elastic_dit import ATTENTION, ElasticDiT
+from ..models.elastic_dit import ATTENTION, Config, ElasticDiT
 from ..models.supernet import Supernet
 from ..pipeline import Pipeline
 from ..train import spread
@@ -61,15 +65,15 @@ MAY_CHANGE = COMPARED | {
     "steps",
     "batch",
 }
-CLAIMS = ("attention", "elastic", "distribution")
+CLAIMS = ("attention", "ladder", "elastic", "distribution")
 
 
 @dataclass(frozen=True)
 class Args:
-    claim: Annotated[str, tyro.conf.Positional]  # attention, elastic or distribution
+    claim: Annotated[str, tyro.conf.Positional]  # attention, ladder, elastic or distribution
     out: Path = Path("runs/snapgen_pp_claims")
     arms: tuple[str, ...] = ()  # default: all of the claim's
-    control: str = ""  # default: full, the full width alone, dmd at the first rate
+    control: str = ""  # default: full, a, the full width alone, dmd at the first rate
     seeds: tuple[int, ...] = (0, 1, 2)
     teacher: str = "scenes"  # a shipped pipeline's name or a folder
     preset: str = "scenes"  # of ElasticDiT and Supernet
@@ -152,6 +156,28 @@ def attention(arm: str, seed: int, teacher: Pipeline, args: Args) -> dict[str, f
     return alone(replace(config, attention=arm), f"{arm}-{seed}", teacher, args)
 
 
+def rung(base: Config, name: str) -> Config:
+    """The paper's ablation at the size of ``base``, its last step (elastic_dit.PRESETS, ladder_a to _d).
+
+    a: a PixArt-like transformer with full attention; b: in three stages, half of the blocks in Middle;
+    c: sparse attention; d: blocks moved outwards, grouped queries, wider feed-forwards, skips.
+    """
+    down, middle, up = base.stages
+    moved = min(max(1, sum(base.stages) // 14), down - 1, up - 1)
+    a = replace(base, stages=(sum(base.stages),), kv_heads=1, mlp=3 * base.dim, attention="full", skips=False)
+    b = replace(a, stages=(down - moved, middle + 2 * moved, up - moved))
+    return {"a": a, "b": b, "c": replace(b, attention="assa"), "d": base}[name]
+
+
+def ladder(arm: str, seed: int, teacher: Pipeline, args: Args) -> dict[str, float]:
+    config = rung(fitted(store.preset("ElasticDiT", args.preset), teacher), arm)
+    with torch.device("meta"):
+        shape = ElasticDiT(config)
+    found = cost(shape, shape.example(1, torch.device("meta")))
+    counted = {"M parameters": found.parameters / 1e6, "GMACs": found.macs / 1e9}
+    return alone(config, f"{arm}-{seed}", teacher, args) | counted
+
+
 class Together:
     """All widths of one run are measured when the first is asked for."""
 
@@ -191,6 +217,8 @@ def distribution(arm: str, seed: int, teacher: Pipeline, args: Args) -> dict[str
 def arms_of(args: Args) -> Iterator[str]:
     if args.claim == "attention":
         yield from ATTENTION
+    elif args.claim == "ladder":
+        yield from "abcd"
     elif args.claim == "elastic":
         names = store.preset("Supernet", args.preset).names
         yield from (*names, *(f"alone_{name}" for name in names))
@@ -233,9 +261,7 @@ def main(args: Args) -> None:
         raise ValueError(f"{args.claim}: expected {', '.join(CLAIMS)}")
     known = list(arms_of(args))
     arms = list(args.arms or known)
-    control = (
-        args.control or {"attention": "full", "elastic": known[-1], "distribution": known[0]}[args.claim]
-    )
+    control = args.control or {"attention": "full", "elastic": known[-1]}.get(args.claim, known[0])
     if unknown := [arm for arm in (*arms, control) if arm not in known]:
         raise ValueError(f"--arms {unknown[0]}: expected some of {', '.join(known)}")
     if args.claim == "distribution" and any("kdmd" in arm for arm in arms) and not args.few_step_teacher:
@@ -243,7 +269,12 @@ def main(args: Args) -> None:
     if spread.world() > 1:
         raise ValueError("snapgen_pp_claims runs in one process; start several with other --seeds")
     teacher = opened(args.teacher, args)
-    runs: dict[str, Any] = {"attention": attention, "elastic": Together(), "distribution": distribution}
+    runs: dict[str, Any] = {
+        "attention": attention,
+        "ladder": ladder,
+        "elastic": Together(),
+        "distribution": distribution,
+    }
     run = runs[args.claim]
     arms = list(dict.fromkeys((control, *arms)))
     found = collect(
@@ -258,6 +289,8 @@ def main(args: Args) -> None:
         del measures["velocity"]
     elif not args.pictures:
         measures = {"velocity": 4}
+    if args.claim == "ladder":
+        measures |= {"M parameters": 2, "GMACs": 3}
     print(text(table(found, measures)))
     if len(arms) > 1:
         print(text(against(found, control, measures)))
