@@ -4,8 +4,7 @@
     pocket train snapgen_pp_claims ladder                                # from a PixArt-like transformer on
     pocket train snapgen_pp_claims elastic                               # widths together and each alone
     pocket train snapgen_pp_claims distribution --few-step-teacher runs/dmd_scenes/pipeline
-    pocket train snapgen_pp_claims distribution --student runs/elastic_scenes/pipeline --width small \\
-        --few-step-teacher FOLDER --rates 2e-5 1e-4 5e-4
+    pocket train snapgen_pp_claims distribution --student FOLDER --width small --few-step-teacher FOLDER
 
 attention     ElasticDiT from scratch by flow matching, its outer stages attending each way; of a seed all see
               the same pictures, times and noise
