@@ -294,9 +294,9 @@ class Pipeline:
     def lazy(self, name: str) -> Plan:
         """A plan by name. ValueError says which there are."""
         if name not in self.plans:
-            known = (
-                f"it has {', '.join(self.plans)}" if self.plans else "it has none (pocket train lazy_scenes)"
-            )
+            with_plans = {n: sorted((p / "lazy").glob("*.json")) for n, p in shipped().items()}
+            others = [f"{n} has {', '.join(p.stem for p in own)}" for n, own in with_plans.items() if own]
+            known = f"it has {', '.join(self.plans)}" if self.plans else f"it has none; {'; '.join(others)}"
             raise ValueError(f"no lazy plan {name!r} for this pipeline; {known}")
         return self.plans[name]
 

@@ -226,6 +226,10 @@ def test_errors_of_single_rests():
     found = measured(model, names, TIMES, lambda denoiser: sampled(denoiser, model))
     assert set(found) == {(n, i) for n in names for i in range(1, 6)}
     assert all(v > 0 for v in found.values())
+    # rows that are new have nothing kept: no rest, and nothing to be gained, where guidance begins
+    found = measured(model, names, TIMES, lambda denoiser: sampled(denoiser, model, 2, 2.0, (0.0, 0.7)))
+    begins = next(i for i, t in enumerate(TIMES) if t <= 0.7)
+    assert begins > 0 and set(found) == {(n, i) for n in names for i in range(1, 6) if i != begins}
 
 
 def test_plans_travel_with_the_pipeline(tiny_pipe, tmp_path):
@@ -241,6 +245,9 @@ def test_plans_travel_with_the_pipeline(tiny_pipe, tmp_path):
     assert torch.equal(again.sample(["two stars"], lazy=nothing), full)
     with pytest.raises(ValueError, match="no lazy plan 'most' for this pipeline; it has half"):
         again.lazy("most")
+    again.plans = {}
+    with pytest.raises(ValueError, match="it has none; scenes has 0.3, 0.5"):
+        again.lazy("half")
     with pytest.raises(ValueError, match="the sampler takes 2"):
         again.sample(["two stars"], steps=2, lazy=plan)
 

@@ -18,7 +18,7 @@ from pocketdiffusion.diffusion.count import (
     window,
 )
 from pocketdiffusion.diffusion.guidance import cfg
-from pocketdiffusion.diffusion.samplers import euler, run
+from pocketdiffusion.diffusion.samplers import euler, heun, run
 from pocketdiffusion.diffusion.times import grid
 from pocketdiffusion.models import dit, unet
 from pocketdiffusion.nn.attention.maps import crossing, finest, watched
@@ -132,7 +132,7 @@ def test_looking_changes_nothing(module, cls):
 SIDE = 4  # the smoke DiT has 4 x 4 tokens
 
 
-def setting(found, wanted, settings=None, guidance=0.0):
+def setting(found, wanted, settings=None, guidance=0.0, step=euler):
     """One picture, counted as ``found`` whatever it shows."""
     model = network()
     x, _, cond = model.example(1)
@@ -141,11 +141,11 @@ def setting(found, wanted, settings=None, guidance=0.0):
     guided = cfg(model, null, guidance) if guidance else model
     words = {phrase: [1 + i] for i, phrase in enumerate(wanted)}
     made = correct(
-        guided, watched(model, names), euler, x, LEVELS, cond, lambda z: z, lambda pictures: [found], wanted,
+        guided, watched(model, names), step, x, LEVELS, cond, lambda z: z, lambda pictures: [found], wanted,
         words, (SIDE, SIDE), settings, torch.Generator().manual_seed(0),
     )  # fmt: skip
     with torch.no_grad():
-        kept = [x, *(step.x for step in run(euler, guided, x, LEVELS, cond))]
+        kept = [x, *(step.x for step in run(step, guided, x, LEVELS, cond))]
     return made, kept
 
 
@@ -155,11 +155,12 @@ def test_a_right_count_changes_no_bit(guidance):
     assert torch.equal(made.x, kept[-1]) and made.masks is None and made.calls == 8
 
 
+@each("step, through", [(euler, "state"), (heun, "state"), (heun, "prediction")])
 @each("guidance", [0.0, 2.0])
-def test_no_step_and_everything_free_is_the_same_trajectory(guidance):
+def test_no_step_and_everything_free_is_the_same_trajectory(guidance, step, through):
     everything = box(0, 0, 8, 8, 8)
-    settings = Settings(size=0.0)
-    made, kept = setting({"star": [everything] * 2}, {"star": 0}, settings, guidance)
+    settings = Settings(size=0.0, through=through)
+    made, kept = setting({"star": [everything] * 2}, {"star": 0}, settings, guidance, step)
     assert made.masks.every.all()
     torch.testing.assert_close(made.x, kept[-1], atol=1e-5, rtol=1e-4)
 
@@ -248,7 +249,17 @@ def test_the_last_preview_is_the_picture():
     assert gap(made) < gap(made_early)
 
 
+def test_calls_are_those_of_the_sampler():
+    made, _ = setting({"star": [box(0, 0, 4, 4, 8)]}, {"star": 1}, step=heun)
+    assert made.calls == 15 and made.masks is None, "two each, and one for the last of eight steps"
+    with pytest.raises(ValueError, match="first 9: expected less than 7"):
+        setting({"star": FOUR[:2]}, {"star": 1}, Settings(first=9))
+
+
 def test_what_is_refused():
+    for changes in ({"first": -1}, {"top": 2.0}, {"size": -0.1}):
+        with pytest.raises(ValueError, match="expected 0 or more, and a share above 0 for top"):
+            Settings(**changes)
     for changes, message in (({"middle": 1.0}, "middle 1"), ({"through": "x"}, "through 'x'")):
         with pytest.raises(ValueError, match=message):
             Settings(**changes)

@@ -284,12 +284,17 @@ def measured(
     times: Sequence[float],
     walk: Callable[[Denoiser], Tensor],
 ) -> dict[tuple[str, int], float]:
-    """Mean squared change of what ``walk`` ends in when one branch rests at one step, for all of them."""
+    """Mean squared change of what ``walk`` ends in when one branch rests at one step, for all of them.
+
+    Without those that cannot rest, as where guidance begins: rows that are new have nothing kept.
+    """
     plain = walk(model)  # type: ignore[arg-type]
     found = {}
     for name in names:
         for step in range(1, len(times)):
             row = tuple(i == step for i in range(len(times)))
-            changed = walk(Lazy(model, Plan(tuple(times), {name: row})).start())
-            found[name, step] = float((changed - plain).square().mean())
+            calls = Calls()
+            changed = walk(Lazy(model, Plan(tuple(times), {name: row})).start(calls))
+            if calls.laziness:
+                found[name, step] = float((changed - plain).square().mean())
     return found

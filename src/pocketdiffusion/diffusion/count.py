@@ -34,7 +34,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..types import Cond, Denoiser
-from .flow import expand
 from .samplers import Sampler, run
 
 # x, t, cond -> v and the attention map (B, h w, words)
@@ -61,6 +60,9 @@ class Settings:
         for name, known in (("through", ("state", "prediction")), ("several", ("together", "apart"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected {' or '.join(known)}")
+        if self.first < 0 or self.size < 0 or not 0 < self.top <= 1:
+            told = f"first {self.first}, size {self.size}, top {self.top}"
+            raise ValueError(f"{told}: expected 0 or more, and a share above 0 for top")
 
 
 @dataclass
@@ -195,9 +197,18 @@ def correct(
         min(steps - 1, max(settings.first + 1, round(share * steps)))
         for share in (settings.middle, min(settings.until, settings.middle))
     )
+    if settings.first >= last:
+        raise ValueError(f"first {settings.first}: expected less than {last}, the step where guidance ends")
+    calls = 0
+
+    def counted(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return model(x, t, cond)
+
     kept, preview, end = [x], x, x
     with torch.no_grad():
-        walk = run(step, model, x, levels, cond)
+        walk = run(step, counted, x, levels, cond)
         for at in walk:
             kept.append(at.x)
             preview = at.x0
@@ -208,7 +219,7 @@ def correct(
         if found == dict(wanted):
             for at in walk:
                 end = at.x
-            return Corrected(end, found, None, preview, steps)
+            return Corrected(end, found, None, preview, calls)
     wrong = masks(there, wanted, grid, generator)
     times, places = levels.to(x), [wrong.every]
     if settings.several == "apart":
@@ -221,15 +232,15 @@ def correct(
             t, s = times[i].expand(1), times[i + 1].expand(1)
             x = torch.where(inside, x, kept[i])
             bent = nudged(look, x, t, cond, wrong, words, grid, settings)
+            calls += 1
             with torch.no_grad():
-                start = bent if settings.through == "state" else x
-                x = start + expand(s - t, x) * model(bent, t, cond)
+                moved = step(counted, bent, t, s, cond)[0]
+                x = moved if settings.through == "state" else x + (moved - bent)
         ends.append(x)
     x = torch.stack(ends).mean(0)
     with torch.no_grad():
         for i in range(last, steps):
-            x = step(model, x, times[i].expand(1), times[i + 1].expand(1), cond)[0]
-    calls = middle + 2 * (last - settings.first) * len(places) + steps - last
+            x = step(counted, x, times[i].expand(1), times[i + 1].expand(1), cond)[0]
     return Corrected(x, found, wrong, preview, calls)
 
 

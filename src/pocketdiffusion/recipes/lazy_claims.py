@@ -154,7 +154,8 @@ def search(pipe: Pipeline, share: float, seed: int, args: Args) -> Plan:
     names, schedule = branches(pipe.transformer, args.branches), pipe.schedule
     levels, side = schedule.levels(), schedule.size // pipe.vae.config.factor
     captions = [s.caption for s in Scenes(TRAIN_WORLD, args.searched, schedule.size).specs(seed + 1, 0)]
-    x = torch.randn(args.searched, pipe.vae.config.channels, side, side).to(pipe.device)
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(args.searched, pipe.vae.config.channels, side, side, generator=g).to(pipe.device)
     walk = lazy_scenes.walking(pipe, x, captions)
     errors = measured_errors(pipe.transformer, names, levels[:-1].tolist(), walk)
     # every call costs the same, as it does where calls are counted

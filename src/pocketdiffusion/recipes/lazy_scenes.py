@@ -117,6 +117,8 @@ def main(args: Args) -> None:
     for network in pipe.components.values():
         network.requires_grad_(False)
     torch.manual_seed(args.seed)
+    if args.steps_sampled != pipe.schedule.steps:
+        pipe.plans = {}  # they are for other times
     pipe.schedule = replace(pipe.schedule, steps=args.steps_sampled)
     gates = trained(pipe, args)
     if spread.rank():
