@@ -246,7 +246,7 @@ def test_plans_travel_with_the_pipeline(tiny_pipe, tmp_path):
     with pytest.raises(ValueError, match="no lazy plan 'most' for this pipeline; it has half"):
         again.lazy("most")
     again.plans = {}
-    with pytest.raises(ValueError, match="it has none; scenes has 0.3, 0.5"):
+    with pytest.raises(ValueError, match=r"it has none; scenes has 0\.3, 0\.5"):
         again.lazy("half")
     with pytest.raises(ValueError, match="the sampler takes 2"):
         again.sample(["two stars"], steps=2, lazy=plan)
