@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pocketdiffusion.cli.counting import Looking, asked, layers_of, scene_counter, words_of
@@ -45,6 +46,8 @@ def test_what_is_asked_for():
     counter = scene_counter()
     found = asked("five red circles", ["red circles=3"], counter)
     assert [(t.phrase, t.count) for t in found] == [("red circle", 3)] and found[0].where != (0, 0)
+    (one,) = asked("red circles", ["red circles=3"], counter)
+    assert one.count == 3 and one.where == (4, 11), "where the prompt itself has no number"
     for prompt, flags, message in (
         ("red circles", [], "no count to correct"),
         ("two lighthouses", [], "does not know 'lighthouse'"),
@@ -60,7 +63,11 @@ def test_a_right_count_gives_the_same_picture(slow_pipe):
     plain = slow_pipe.sample(["no stars"], seed=3)
     made = Looking(slow_pipe)("no stars", seed=3)
     assert not made.changed and made.found == {"star": 0}
-    assert (made.picture - plain[0]).abs().max() < 1e-5
+    assert torch.equal(made.picture, plain[0])
+    slow_pipe.to(dtype=torch.bfloat16)
+    half, made_half = slow_pipe.sample(["no stars"], seed=3), Looking(slow_pipe)("no stars", seed=3)
+    slow_pipe.to(dtype=torch.float32)
+    assert torch.equal(made_half.picture, half[0]) and not torch.equal(half, plain)
 
 
 def test_generate(slow_pipe, tmp_path, capsys):

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from pocketdiffusion.data.scenes import TRAIN_WORLD, Scenes
-from pocketdiffusion.text.numbers import Target, given, singular, targets
+from pocketdiffusion.text.numbers import Target, given, place, singular, targets
 
 each = pytest.mark.parametrize
 
@@ -22,6 +22,8 @@ each = pytest.mark.parametrize
         ("four wooden boxes with six glasses inside", {"wooden box": 4, "glasses": 6}),
         ("five people and three children", {"person": 5, "child": 3}),
         ("a cat and a cat", {"cat": 2}),
+        ("fifteen red circles and twenty-one stars", {"red circle": 15, "star": 21}),
+        ("fifty stars, thirty one rings", {"star": 50, "ring": 31}),
         ("sunset over the sea", {}),
         ("", {}),
     ],
@@ -33,6 +35,10 @@ def test_targets(prompt, wanted):
 def test_where_the_noun_stands():
     prompt = "Two Red circles and one Green ring"
     assert [prompt[slice(*t.where)] for t in targets(prompt)] == ["circles", "ring"]
+
+
+def test_where_a_noun_without_a_number_stands():
+    assert place("Red Circles on grey", "circle") == (4, 11) and place("red circles", "star") == (0, 0)
 
 
 def test_order_and_noun():

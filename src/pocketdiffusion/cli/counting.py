@@ -25,7 +25,7 @@ from ..rewards.count import Counter, DetectorCounter
 from ..rewards.scenes import SceneDetector
 from ..teachers import maps as foreign
 from ..teachers.diffusers import Foreign
-from ..text.numbers import Target, given, targets
+from ..text.numbers import Target, given, place, targets
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -64,7 +64,9 @@ def asked(prompt: str, flags: Sequence[str], counter: Counter) -> list[Target]:
     found = targets(prompt)
     if flags:
         there = {t.phrase: t.where for t in found} | {t.noun: t.where for t in found}
-        found = [Target(t.phrase, t.count, there.get(t.phrase, (0, 0))) for t in given(flags)]
+        found = [
+            Target(t.phrase, t.count, there.get(t.phrase) or place(prompt, t.noun)) for t in given(flags)
+        ]
     if not found:
         raise ValueError(f"{prompt!r}: no number and no article in it, so there is no count to correct")
     counter.check([t.phrase for t in found])
@@ -74,7 +76,7 @@ def asked(prompt: str, flags: Sequence[str], counter: Counter) -> list[Target]:
 
 
 def words_of(pipe: Any, prompt: str, wanted: Sequence[Target]) -> dict[str, list[int]]:
-    """Tokens that overlap with each target's noun."""
+    """Tokens that overlap with each target's noun; that pieces of a plural count as the rest does is ours."""
     text = pipe.text_encoder
     spans = text.spans(prompt) if hasattr(text, "spans") else text.tokenizer.spans(prompt)
     found = {}
@@ -142,11 +144,22 @@ class Looking:
         h = round(sqrt(places * x.shape[-2] / x.shape[-1]))
         return h, places // h
 
+    def check(self, prompt: str, flags: Sequence[str] = ()) -> list[Target]:
+        """What is to be counted in a picture of ``prompt``. ValueError where it cannot be."""
+        wanted = asked(prompt, flags, self.counter)
+        words_of(self.pipe, prompt, wanted)
+        return wanted
+
     def __call__(
         self, prompt: str, flags: Sequence[str] = (), negative: str = "", seed: int = 0, index: int = 0
     ) -> Counted:
+        dtype = self.pipe.dtype
+        with torch.autocast(self.pipe.device.type, dtype, enabled=dtype != torch.float32):
+            return self.counted(prompt, flags, negative, seed, index)
+
+    def counted(self, prompt: str, flags: Sequence[str], negative: str, seed: int, index: int) -> Counted:
         pipe, schedule = self.pipe, self.pipe.schedule
-        wanted = asked(prompt, flags, self.counter)
+        wanted = self.check(prompt, flags)
         h, w = (side // pipe.vae.config.factor for side in pipe.sides(None))
         x = torch.from_numpy(normal(seed, index, 0, (pipe.vae.config.channels, h, w)))[None].to(pipe.device)
         with torch.no_grad():

@@ -220,6 +220,8 @@ def with_counts(args: Args, prompts: list[str], pipe: Any) -> list[Image.Image]:
     pipe.schedule = pipe.settings(args.steps, args.guidance)
     counter = load(args.counter, args.segmenter, pipe.device) if args.counter else None
     looking, pictures, shown = Looking(pipe, counter=counter, layers=args.count_layers), [], []
+    for prompt in prompts:
+        looking.check(prompt, args.count)  # before any picture is drawn
     for i, prompt in enumerate(p for p in prompts for _ in range(args.num_images)):
         made = looking(prompt, args.count, args.negative, args.seed, i)
         print(f"{prompt}: {made.line()}")

@@ -19,7 +19,10 @@ def words_of(text: str) -> tuple[str, ...]:
 
 
 WORDS = words_of("no one two three four five six seven eight nine ten eleven twelve")
-NUMBERS = {word: i for i, word in enumerate(WORDS)} | {"zero": 0, "a": 1, "an": 1, "single": 1}
+WORDS += words_of("thirteen fourteen fifteen sixteen seventeen eighteen nineteen")
+TENS = words_of("twenty thirty forty fifty sixty seventy eighty ninety")
+NUMBERS = {word: i for i, word in enumerate(WORDS)}
+NUMBERS |= {word: 10 * i for i, word in enumerate(TENS, 2)} | {"zero": 0, "a": 1, "an": 1, "single": 1}
 PAIRS = {"pair": 2, "couple": 2, "dozen": 12}
 STOP = {
     *words_of("and or with without of on in at to by from next near beside behind above below over under"),
@@ -78,6 +81,8 @@ def targets(prompt: str) -> list[Target]:
         i += 1
         if count is None:
             continue
+        if words[i - 1] in TENS and i < len(words) and words[i] in WORDS[1:10]:
+            count, i = count + NUMBERS[words[i]], i + 1
         if i < len(words) and words[i] in PAIRS:
             count, i = count * PAIRS[words[i]], i + 1
             i += i < len(words) and words[i] == "of"
@@ -90,6 +95,12 @@ def targets(prompt: str) -> list[Target]:
             first = found.get(said, Target(said, 0, pieces[i - 1].span()))
             found[said] = replace(first, count=first.count + count)
     return list(found.values())
+
+
+def place(prompt: str, noun: str) -> tuple[int, int]:
+    """Where ``noun``, a singular, stands in the prompt, in whichever number; (0, 0) where it does not."""
+    pieces = re.finditer("[a-z]+", prompt.lower())
+    return next((piece.span() for piece in pieces if singular(piece.group()) == noun), (0, 0))
 
 
 def given(flags: Sequence[str]) -> list[Target]:
