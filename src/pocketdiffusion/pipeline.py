@@ -135,6 +135,14 @@ def narrowed(source: Any, network: Any, width: str | None) -> tuple[Any, dict[st
     return network, None
 
 
+def supernet(name: str | Path) -> Supernet:
+    """All widths of an elastic pipeline. ValueError for any other pipeline."""
+    network = store.load(find(name) / "transformer")
+    if not isinstance(network, Supernet):
+        raise ValueError(f"{name}: a {type(network).__name__}, expected an elastic model (Supernet)")
+    return network
+
+
 def fitting(source: Any, decoder: Any, vae: Any) -> None:
     """Whether ``decoder`` reads the latents of ``vae``; by sizes alone where it does not say whose."""
     for name, least in (("channels", None), ("factor", None), ("time_factor", 1)):
@@ -264,6 +272,10 @@ class Pipeline:
             index |= {"tokenizer": ["tokenizers", "Tokenizer"], "scheduler": ["pocketdiffusion", "Schedule"]}
             store.write_json(temporary / "model_index.json", index)
 
+    def computing(self) -> torch.autocast:
+        """The context in which its networks are called, of its compute dtype."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
     @property
     def unit(self) -> int:
         """Pixels that sides are multiples of."""
@@ -329,7 +341,7 @@ class Pipeline:
             rows = [normal(seed, first + i, step, shape) for i in range(len(prompts))]
             return torch.from_numpy(np.stack(rows)).to(self.device)
 
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self.computing():
             cond = self.text_encoder.embed(list(prompts))
             null = self.text_encoder.embed([negative])
             model = cfg(network, null, schedule.guidance, schedule.interval)

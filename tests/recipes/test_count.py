@@ -42,7 +42,7 @@ def test_a_judge_is_trained_and_claims_are_measured(tiny_folder, tmp_path, capsy
     flags += ["--most", "2", "--seeds", "0", "--out", tmp_path / "claims"]
     assert guarded([str(a) for a in ["train", "count_claims", *flags]]) == 0
     told = capsys.readouterr().out
-    assert "corrected-0.9-0.05" in told and "at_45" in told
+    assert "corrected-0.9-0.05" in told and "at_45" in told and "by the number asked for" in told
     plain, after = (
         json.loads((tmp_path / "claims" / f"{arm}-0.json").read_text())
         for arm in ("plain", "corrected-0.9-0.05")

@@ -207,28 +207,42 @@ def test_claims(claim, count, tiny_folder, tmp_path, capsys):
     assert "expected some of" in refused(capsys, "train", "snapgen_pp_claims", claim, *flags, "--arms", "no")
 
 
+def test_an_f_test_of_two_variances():
+    def runs(*values):
+        return {seed: {"frechet": value} for seed, value in enumerate(values)}
+
+    found = {"dmd@1": runs(5.0, 6.0, 7.0), "kdmd@1": runs(3.0, 3.1, 3.2)}
+    (row,) = snapgen_pp_claims.steadier(found, (1.0,), {"frechet": 2})
+    assert row["kdmd - dmd"] == "-2.90 +- 2.24" and round(row["variance, dmd / kdmd"]) == 100
+    assert abs(row["p (two-sided)"] - 2 / 101) < 1e-6  # F of two and two degrees of freedom
+
+
 def test_the_ladder_is_that_of_the_presets():
     for name in "abcd":
         assert snapgen_pp_claims.rung(PRESETS["ladder_d"], name) == PRESETS[f"ladder_{name}"]
 
 
 def test_claims_of_distribution_matching(elastic, few, tiny_folder, tmp_path, capsys):
-    flags = [
-        *CLAIM[:-2],
-        "--teacher",
-        tiny_folder,
-        "--student",
-        elastic,
-        "--width",
-        "half",
+    flags = [*CLAIM[:-2], "--teacher", tiny_folder, "--student", elastic, "--width", "half"]
+    flags += [
         "--out",
         tmp_path,
+        "--pictures",
+        "32",
+        "--prompts",
+        "1",
+        "--rates",
+        "1e-4",
+        "1e-3",
+        "--ratio",
+        "1",
     ]
-    flags += ["--pictures", "32", "--prompts", "1", "--rates", "1e-4", "1e-3", "--ratio", "1"]
     line = refused(capsys, "train", "snapgen_pp_claims", "distribution", *flags)
     assert "--few-step-teacher: K-DMD needs one" in line
     train("snapgen_pp_claims", "distribution", *flags, "--few-step-teacher", few)
-    (line,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith("kdmd  ")]
+    told = capsys.readouterr().out
+    assert "variance, dmd / kdmd" in told
+    (line,) = [row for row in told.splitlines() if row.startswith("kdmd  ")]
     assert line.split()[1] == "2" and ", sd " in line and ", worst " in line
     names = {p.stem for p in (tmp_path / "distribution").glob("*.json")}
     assert names == {"dmd@0.0001-0", "kdmd@0.0001-0", "dmd@0.001-0", "kdmd@0.001-0", "teacher-0", "student-0"}

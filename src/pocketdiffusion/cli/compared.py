@@ -70,16 +70,9 @@ def compare(demo: Demo) -> None:
 
 def opened(name: str) -> dict[str, Pipeline]:
     """The widths of an elastic pipeline, by name. ValueError for any other pipeline."""
-    from .. import store
-    from ..models.supernet import Supernet
-    from ..pipeline import Pipeline, find
+    from ..pipeline import Pipeline, supernet
 
-    network = store.load(find(name) / "transformer")
-    if not isinstance(network, Supernet):
-        raise ValueError(
-            f"--elastic {name}: a {type(network).__name__}, expected an elastic model (Supernet)"
-        )
-    return {width: Pipeline.from_pretrained(name, width=width) for width in network.config.names}
+    return {width: Pipeline.from_pretrained(name, width=width) for width in supernet(name).config.names}
 
 
 def widths(demo: Demo) -> None:

@@ -153,8 +153,7 @@ class Looking:
     def __call__(
         self, prompt: str, flags: Sequence[str] = (), negative: str = "", seed: int = 0, index: int = 0
     ) -> Counted:
-        dtype = self.pipe.dtype
-        with torch.autocast(self.pipe.device.type, dtype, enabled=dtype != torch.float32):
+        with self.pipe.computing():
             return self.counted(prompt, flags, negative, seed, index)
 
     def counted(self, prompt: str, flags: Sequence[str], negative: str, seed: int, index: int) -> Counted:

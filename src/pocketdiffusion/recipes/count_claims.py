@@ -133,12 +133,27 @@ class Judged:
         return found
 
 
+def kept(path: Path) -> Tensor:
+    """The pictures of a run, (N, 3, H, W) in [-1, 1]."""
+    return load_file(path)["pictures"].to(torch.float32) / 127.5 - 1
+
+
+def by_number(counter: Counter, prompts: list[tuple[str, str]], path: Path) -> dict[str, float]:
+    """Of the kept pictures of one kind, the share that is exact for each number asked for."""
+    judged = Judged(counter)
+    for (kind, prompt), picture in zip(prompts, kept(path)):
+        if kind == "single":
+            ((phrase, n),) = ((t.phrase, t.count) for t in asked(prompt, (), counter))
+            judged.note(str(n), len(counter(picture[None], [phrase])[0].get(phrase, ())) == n)
+    return judged.means()
+
+
 def by_judge(
     judge: CountNet, counter: Counter, prompts: list[tuple[str, str]], path: Path
 ) -> dict[str, float]:
     """What the judge says of kept pictures."""
-    judged, kept = Judged(counter), load_file(path)["pictures"]
-    for (kind, prompt), picture in zip(prompts, kept.to(torch.float32) / 127.5 - 1):
+    judged = Judged(counter)
+    for (kind, prompt), picture in zip(prompts, kept(path)):
         wanted = {t.phrase: t.count for t in asked(prompt, (), counter)}
         seen = judge.count(picture[None].to(next(judge.parameters())), list(wanted))[0].round().tolist()
         judged.score(kind, wanted, dict(zip(wanted, seen)), "_judge")
@@ -226,8 +241,8 @@ def main(args: Args) -> None:
             plain(pipe, judged, prompts, seed, args.batch)
         else:
             corrected(Looking(pipe, arms[arm], counter, layers=args.layers), judged, prompts, seed)
-        kept = ((torch.stack(judged.pictures) + 1) * 127.5).round().to(torch.uint8)
-        save_tensors({"pictures": kept}, args.out / f"{arm}-{seed}.safetensors", {"format": "pt"})
+        pictures = ((torch.stack(judged.pictures) + 1) * 127.5).round().to(torch.uint8)
+        save_tensors({"pictures": pictures}, args.out / f"{arm}-{seed}.safetensors", {"format": "pt"})
         return judged.means()
 
     found = collect(args.out, arms, args.seeds, run, settings(args, MAY_CHANGE))
@@ -239,3 +254,9 @@ def main(args: Args) -> None:
     print(text(table(found, measures)))
     print(text(table({"plain": found["plain"]}, {f"at_{percent}": 3 for percent in FORESEEN})))
     print(text(against(found, "plain", measures)))
+    print("exact, one kind, by the number asked for:")
+    numbers = {
+        arm: {seed: by_number(count, prompts, args.out / f"{arm}-{seed}.safetensors") for seed in seeds}
+        for arm, seeds in found.items()
+    }
+    print(text(table(numbers, {str(n): 2 for n in range(1, args.most + 1)})))

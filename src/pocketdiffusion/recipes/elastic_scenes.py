@@ -7,7 +7,8 @@
 
 Every step trains the full width and one of the others on the same noise (methods/elastic.py); the teacher's
 prediction is weighed by the timestep-aware scaling, as in SnapGen. Text encoder and autoencoder are the
-teacher's. Not run in full yet. Ends with OUT/pipeline, in which one file holds all widths:
+teacher's. After 6,000 steps the widths place things without drawing their outlines (docs/results.md): more
+are needed. Ends with the held-out flow loss of each width, and OUT/pipeline, in which one file holds all:
 
     pocket generate "two green stars" --model runs/elastic_scenes/pipeline --width small
 """
@@ -30,6 +31,7 @@ from ..train import spread
 from ..train.fit import Hook, Run, State, every, fit
 from ..train.optimisers import adamw, warmup_decay
 from .scenes_teacher import LOOK
+from .snapgen_kd_ladder import losses
 from .snapgen_scenes_kd import reads, scenes
 
 
@@ -51,6 +53,7 @@ class Args:
     shift: float = 2.5  # of the times in training, as the teacher's
     seed: int = 0
     bf16: bool | None = None  # autocast; None: where the device has it in hardware
+    held_out: int = 256  # pictures for the losses at the end
     look: int = 1000  # steps between sample grids in TensorBoard; 0 = none
     device: str = "cpu"
 
@@ -127,3 +130,7 @@ def main(args: Args) -> None:
         return
     with state.averaged():
         pipe.save_pretrained(args.out / "pipeline", torch.float16)
+        print(f"held-out flow loss: teacher {losses(teacher, teacher, args)['velocity']:.4f}")
+        for name in net.config.names:
+            own = Pipeline(net.extract(name), pipe.text_encoder, pipe.vae, pipe.schedule)
+            print(f"held-out flow loss: {name} {losses(own, teacher, args)['velocity']:.4f}")

@@ -20,11 +20,10 @@ from typing import Any
 
 import torch
 
-from .. import store
 from ..compress.width import write
 from ..methods.dmd import Knowledge
 from ..models.supernet import Supernet, key, with_lora
-from ..pipeline import Pipeline, find, same_latents
+from ..pipeline import Pipeline, same_latents, supernet
 from ..train import lora, spread
 from . import dmd_scenes
 from .dmd_scenes import distilled, opened
@@ -81,9 +80,7 @@ def adopt(net: Supernet, width: str, learned: dict[str, Any]) -> None:
 
 
 def elastic(name: str) -> Supernet:
-    network = store.load(find(name) / "transformer")
-    if not isinstance(network, Supernet):
-        raise ValueError(f"--model {name}: a {type(network).__name__}, expected an elastic model (Supernet)")
+    network = supernet(name)
     if network.config.rank:
         raise ValueError(f"--model {name}: has few steps already (a LoRA of rank {network.config.rank})")
     return network

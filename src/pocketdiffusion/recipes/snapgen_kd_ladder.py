@@ -122,8 +122,8 @@ def trained(arm: str, seed: int, teacher: Pipeline, args: Args) -> Pipeline:
 
 
 @torch.no_grad()
-def losses(pipe: Pipeline, teacher: Pipeline, args: Args) -> dict[str, float]:
-    """The flow loss and the distance from the teacher, at fixed levels and noises of held-out scenes."""
+def losses(pipe: Pipeline, teacher: Pipeline, args: Any) -> dict[str, float]:
+    """The flow loss and the distance from the teacher, at fixed levels of ``args.held_out`` scenes."""
     world = Scenes(EVAL_WORLD, 32, teacher.schedule.size, teacher.device)
     g, rows = torch.Generator().manual_seed(0), []
     for i in range(max(1, args.held_out // 32)):

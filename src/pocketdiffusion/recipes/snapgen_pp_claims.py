@@ -22,10 +22,10 @@ that K-DMD depends less on seeds and rates than DMD. What was run: docs/results.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, stdev, variance
 from typing import Annotated, Any
 
 import torch
@@ -132,7 +132,7 @@ def fitted(config: Any, teacher: Pipeline) -> Any:
 
 def judged(network: nn.Module, teacher: Pipeline, args: Args) -> dict[str, float]:
     pipe = Pipeline(network.eval(), teacher.text_encoder, teacher.vae, teacher.schedule)
-    found = {"velocity": losses(pipe, teacher, args)["velocity"]}  # type: ignore[arg-type]
+    found = {"velocity": losses(pipe, teacher, args)["velocity"]}
     return found | (drawn(pipe, args) if args.pictures else {})
 
 
@@ -243,6 +243,26 @@ def over_everything(found: Found, measures: Mapping[str, int]) -> list[dict[str,
     return rows
 
 
+def steadier(found: Found, rates: Sequence[float], measures: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Rows to print: K-DMD less DMD2 (a seed's mean over rates), and an F test of their variances."""
+    from scipy.stats import f
+
+    both, rows = [(f"dmd@{rate:g}", f"kdmd@{rate:g}") for rate in rates], []
+    for measure, digits in measures.items():
+        more = [
+            mean(found[b][seed][measure] - found[a][seed][measure] for a, b in both)
+            for seed in found[both[0][0]]
+        ]
+        plain, known = ([run[measure] for pair in both for run in found[pair[i]].values()] for i in (0, 1))
+        row: dict[str, Any] = {"measure": measure, "kdmd - dmd": told(more, digits)}
+        if len(plain) > 1 and variance(known) > 0:
+            ratio, free = variance(plain) / variance(known), len(plain) - 1
+            tail = min(f.sf(ratio, free, free), f.cdf(ratio, free, free))
+            row |= {"variance, dmd / kdmd": ratio, "p (two-sided)": float(2 * tail)}
+        rows.append(row)
+    return rows
+
+
 def beside_alone(found: Found) -> list[dict[str, Any]]:
     """Rows to print: by how many percent the loss of each width exceeds that of the same width alone."""
     rows = []
@@ -295,5 +315,7 @@ def main(args: Args) -> None:
         print(text(against(found, control, measures)))
     if args.claim == "distribution" and any("dmd" in arm for arm in arms):
         print(text(over_everything(found, measures)))
+        if all(f"{kind}@{rate:g}" in found for kind in ("dmd", "kdmd") for rate in args.rates):
+            print(text(steadier(found, args.rates, measures)))
     if args.claim == "elastic" and (rows := beside_alone(found)):
         print(text(rows))
