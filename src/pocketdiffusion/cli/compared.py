@@ -88,21 +88,24 @@ def widths(demo: Demo) -> None:
         return
     args = evaluate.Args(demo.args.elastic, per_prompt=2, prompts=demo.args.prompts)
     seconds, score = "seconds per picture", "SceneEval"
-    rows, pictures, spots = [], {}, []
+    pictures, found = {}, {}
     for width, pipe in demo.elastic.items():
         pictures[width] = pipe.sample(PROMPTS)
         scored, _ = evaluate.scene_eval(evaluate.artist(pipe, args), args)
-        found = costs(pipe, scored, demo.args.threads)
-        rows.append({"": width, **found})
-        spots.append((found[seconds], found[score]))
+        found[width] = costs(pipe, scored, demo.args.threads)
+    measures = next(iter(found.values()))
+    # widths across: there are few of them
+    rows = [{"": name} | {width: own[name] for width, own in found.items()} for name in measures]
     demo.report.text(
         f"{demo.args.elastic}: the widths share one set of weights, and each is extracted as a plain model. "
         f"SceneEval is of {scored.pictures} pictures each, seconds are one picture's, here: widths whose "
         "scores lie within a tenth of each other are not told apart by so few."
     )
     demo.report.beside(pictures, PROMPTS).table(rows)
-    points = {f"{demo.args.elastic}, by width": spots}
-    points |= {name: [(seen[seconds], seen[score])] for name, seen in demo.seen.items()}
+    spots = {name: [(seen[seconds], seen[score])] for name, seen in demo.seen.items()}
+    points = {
+        f"{demo.args.elastic}, by width": [(own[seconds], own[score]) for own in found.values()]
+    } | spots
     demo.report.plot(lines(points, seconds, score), "What a picture takes, and what it scores")
     every = [x for drawn in pictures.values() for x in to_pil(drawn)]
     grid(every, len(pictures) * PROMPTS, columns=len(PROMPTS)).save(demo.args.out / "widths.png")
