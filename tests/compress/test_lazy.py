@@ -113,10 +113,11 @@ def test_a_trajectory_starts_afresh():
     assert torch.equal(sampled(lazy.start(), model), first)
 
 
-def test_rows_decide_for_themselves():
+@each("module, cls", KINDS)
+def test_rows_decide_for_themselves(module, cls):
     """A mixed batch equals its rows run apart."""
-    model = network()
-    names = branches(model, ("blocks.*.attn", "blocks.*.mlp"))
+    model = network(module, cls)
+    names = [n for n in branches(model) if not n.endswith("cross")]
     gates = Gates(widths(model, model.example(), names), 6)
     torch.manual_seed(3)
     for w in gates.parameters():
@@ -287,6 +288,22 @@ def test_a_cache_by_change():
 
 def test_a_cache_under_guidance_that_comes_and_goes():
     model = network()
-    by = ByChange(branches(model), TIMES, 1e9)
-    x = sampled(Lazy(model, by).start(), model, guidance=3.0, interval=(0.3, 0.8))
+    names, calls = branches(model), Calls(decided={})
+    by = ByChange(names, TIMES, 1e9)
+    x = sampled(Lazy(model, by).start(calls), model, guidance=3.0, interval=(0.3, 0.8))
     assert x.isfinite().all()
+    # computed at the first two steps, where guidance begins, and a step after each change of the rows
+    inside = [0.3 <= t <= 0.8 for t in TIMES]
+    begins, ends = inside.index(True), len(TIMES) - inside[::-1].index(True)
+    ran = {i for i in range(6) if calls.decided[names[0], i] == [0.0]}
+    assert ran == {0, 1, begins, begins + 1, ends} & set(range(6))
+    assert all(calls.decided[name, i] == calls.decided[names[0], i] for name in names for i in range(6))
+
+
+def test_what_gates_say_is_noted_only_where_it_is_asked_for():
+    model = network()
+    gates, seen = Gates(widths(model, model.example(), branches(model)), 6), {}
+    sampled(Lazy(model, ByGates(gates, TIMES, seen=seen)).start(), model)
+    assert set(seen) == {(n, i) for n in branches(model) for i in range(1, 6)}
+    assert all(ks == [0.5] for ks in seen.values())
+    assert ByGates(gates, TIMES).seen is None

@@ -260,8 +260,18 @@ def test_what_is_refused():
     for changes in ({"first": -1}, {"top": 2.0}, {"size": -0.1}):
         with pytest.raises(ValueError, match="expected 0 or more, and a share above 0 for top"):
             Settings(**changes)
-    for changes, message in (({"middle": 1.0}, "middle 1"), ({"through": "x"}, "through 'x'")):
+    for changes, message in (({"middle": 1.1}, "middle 1.1"), ({"through": "x"}, "through 'x'")):
         with pytest.raises(ValueError, match=message):
             Settings(**changes)
     with pytest.raises(ValueError, match="expected an attention layer"):
         watched(network(), ["blocks.0.mlp"])
+
+
+def test_counting_on_the_finished_picture(seen_x):
+    """The prototype's way: all steps first, and then those from ``first`` on once more."""
+    star = [box(0, 0, 4, 4, 8)]
+    made, kept = setting({"star": star}, {"star": 1}, Settings(middle=1.0))
+    assert torch.equal(made.preview, kept[-1]) and torch.equal(made.x, kept[-1]) and made.calls == 8
+    made, kept = setting({"star": FOUR[:2]}, {"star": 1}, Settings(middle=1.0))
+    assert torch.equal(made.preview, kept[-1]) and torch.equal(seen_x[0], kept[2])
+    assert made.calls == 8 + 2 * 2 + 4 and not torch.equal(made.x, kept[-1])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pocketdiffusion.methods.elastic import Elastic, Teacher
+from pocketdiffusion.methods.elastic import Elastic, ElasticSteps, Teacher
 from pocketdiffusion.methods.kd import features_between, per_sample
 from pocketdiffusion.methods.scaling import Constant
 from pocketdiffusion.models import dit
@@ -131,3 +131,24 @@ def test_all_widths_learn_together():
 def test_what_is_refused():
     with pytest.raises(ValueError, match="subs 3: expected 0 to 1"):
         made(subs=3)
+
+
+def test_all_widths_follow_a_few_step_teacher():
+    """x and v of a row are those of one of its levels; a batch that is no walk is refused."""
+    net = noisy(Supernet(CONFIG))
+    levels = (1.0, 0.7, 0.4)
+    method = ElasticSteps(net, CONFIG.names, embed, list(net.parameters()), levels)
+    walks = torch.randn(5, 3, 2, 4, 8, 8)
+    torch.manual_seed(1)
+    at = method.point(Batch(walks, ["x"] * 5))
+    for i in range(5):
+        k = next(k for k, level in enumerate(levels) if abs(level - at.t[i]) < 1e-6)
+        assert torch.equal(at.x[i], walks[i, k, 0]) and torch.equal(at.target[i], walks[i, k, 1])
+    assert len(set(at.t.tolist())) > 1
+    torch.manual_seed(1)
+    full, sub = method.losses("supernet", Batch(walks, ["x"] * 5))
+    v, small = net.at("full")(at.x, at.t, at.cond), net.at("half")(at.x, at.t, at.cond)
+    torch.testing.assert_close(full["loss"], per_sample(v, at.target).mean())
+    torch.testing.assert_close(sub["half"], per_sample(small, at.target).mean())
+    with pytest.raises(ValueError, match=r"walks of \(4, 2\), expected \(3, 2\)"):
+        method.point(Batch(torch.randn(5, 4, 2, 4, 8, 8), ["x"] * 5))

@@ -129,7 +129,7 @@ def test_the_loss_is_what_the_docstring_says():
 
 
 def test_a_higher_price_makes_lazier_gates():
-    shares = []
+    shares, errors = [], []
     for rho in (0.0, 1e-3, 1.0):
         torch.manual_seed(0)
         _, gates, method = learning(rho)
@@ -137,7 +137,9 @@ def test_a_higher_price_makes_lazier_gates():
         fit(method, lambda *_: batch(), optimiser, {"gates": gates}, Run(40))
         found = [next(iter(method.losses("gates", batch()))) for _ in range(6)]
         shares.append(sum((f["keep_attn"] + f["keep_mlp"]).item() for f in found))
+        errors.append(sum(f["error"].item() for f in found))
     assert shares[0] > shares[1] > shares[2]
+    assert errors[0] < errors[1] < errors[2], "and what rests costs accuracy"
 
 
 def test_what_is_refused():

@@ -10,7 +10,7 @@ from pocketdiffusion.cli.main import guarded
 from pocketdiffusion.models.elastic_dit import PRESETS, ElasticDiT
 from pocketdiffusion.models.supernet import Supernet
 from pocketdiffusion.pipeline import Pipeline
-from pocketdiffusion.recipes import assa_bench, dmd_scenes, snapgen_pp_claims
+from pocketdiffusion.recipes import assa_bench, dmd_scenes, elastic_scenes_4step, snapgen_pp_claims
 
 pytestmark = pytest.mark.slow
 FEW = ["--steps", "3", "--batch", "2", "--bf16", "False", "--look", "2"]
@@ -163,6 +163,39 @@ def test_kdmd_scenes_teaches_every_width(elastic, few, tiny_folder, tmp_path, ca
     assert "none.safetensors: not a file of one width" in refused(capsys, *argv)
     again = refused(capsys, "train", "kdmd_scenes", *flags)
     assert "has few steps already" in again
+
+
+def test_all_widths_learn_four_steps(elastic, few, tiny_folder, tmp_path, capsys):
+    flags = [*FEW, "--student", elastic, "--pool", "1", "--uses", "2"]
+    train("elastic_scenes_4step", *flags, "--few-step-teacher", few, "--out", tmp_path / "run")
+    made = tmp_path / "run" / "pipeline"
+    pipes = {w: Pipeline.from_pretrained(made, width=w) for w in ("half", "full")}
+    taught = Pipeline.from_pretrained(few)
+    assert all(p.schedule == taught.schedule and p("a star")[0].size == (32, 32) for p in pipes.values())
+    assert pipes["half"].teacher == taught.teacher
+    before, after = (store.load(p / "transformer").state_dict() for p in (elastic, made))
+    assert any(not torch.equal(v, after[n]) for n, v in before.items())
+    # whose widths K-DMD then betters, each with the teacher's scores
+    more = [*FEW, "--model", made, "--few-step-teacher", few, "--teacher", tiny_folder, "--rank", "2"]
+    train("kdmd_scenes", *more, "--widths", "half", "--ratio", "1", "--out", tmp_path / "k")
+    assert Pipeline.from_pretrained(made, width=str(tmp_path / "k" / "half.safetensors"))("a star")
+    again = refused(
+        capsys, "train", "elastic_scenes_4step", *flags, "--few-step-teacher", tiny_folder, "--out", tmp_path
+    )
+    assert f"--few-step-teacher {tiny_folder}: has many steps, expected one of few" in again
+
+
+def test_a_walk_is_what_the_teacher_said(few):
+    """x_k and v of a pool give the next x_k by the sampler's rule."""
+    args = elastic_scenes_4step.Args("", "", batch=2, pool=1)
+    pipe = Pipeline.from_pretrained(few)
+    found = elastic_scenes_4step.walks(pipe, args, False)(0, 0)
+    assert found.x.shape == (2, 4, 2, 4, 8, 8)
+    cond = pipe.text_encoder.embed(found.text)
+    for k, t in enumerate(pipe.schedule.times):
+        with torch.no_grad():
+            v = pipe.transformer(found.x[:, k, 0], torch.full((2,), t), cond)
+        torch.testing.assert_close(found.x[:, k, 1], v, atol=1e-4, rtol=1e-4)
 
 
 def test_kdmd_of_one_width_leaves_no_pipeline_of_all(elastic, few, tiny_folder, tmp_path):

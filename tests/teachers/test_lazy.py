@@ -10,15 +10,18 @@ pytest.importorskip("diffusers")
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_denoisers import tiny
 
-from pocketdiffusion.compress.lazy import Calls, Lazy, Plan, alternating
+from pocketdiffusion.compress.lazy import ByGates, Calls, Lazy, Plan, alternating, planned
 from pocketdiffusion.diffusion.guidance import cfg
 from pocketdiffusion.diffusion.samplers import euler, run
+from pocketdiffusion.methods.gates import LearnGates
 from pocketdiffusion.models import unet_config
 from pocketdiffusion.models.dit import PRESETS, DiT
 from pocketdiffusion.models.unet import UNet
 from pocketdiffusion.nn.gate import Gates, branches, widths
 from pocketdiffusion.teachers.diffusers import published
 from pocketdiffusion.teachers.first_block import FirstBlock
+from pocketdiffusion.train.fit import Run, fit
+from pocketdiffusion.types import Batch
 
 # the branches of their blocks, as they are called
 PARTS = {
@@ -61,6 +64,29 @@ def test_gates_of_the_published_network():
         found = widths(model, model.example(1, "meta"), names)
         gates = Gates(found, 50)
     assert sum(p.numel() for p in gates.parameters()) == 3_225_600
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_gates_are_trained_on_foreign_blocks(name):
+    """Gates alone change; then they decide, and read off as a plan they rest as they said."""
+    model = tiny(name).eval().requires_grad_(False)
+    names, times = branches(model, PARTS[name]), [0.9, 0.7, 0.5, 0.3]
+    gates = Gates(widths(model, model.example(), names), 4)
+    x, _, cond = model.example(2)
+    method = LearnGates(
+        model, gates, lambda batch: (batch.x, cond), times, {"attn1": 1.0, "ff": 1.0}, drop=0.0
+    )
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    optimiser = {"gates": torch.optim.AdamW(gates.parameters(), 3e-2, weight_decay=0.0)}
+    fit(method, lambda *_: Batch(x, ["x"] * 2), optimiser, {"gates": gates}, Run(40))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(not w[0::2].any() and w[1::2].any(1).all() for w in gates.w.values())
+    calls, levels = Calls(decided={}), [*times, 0.0]
+    made = walked(Lazy(model, ByGates(gates, times)).start(calls), model, levels, 0.0)
+    assert 0 < calls.laziness <= 0.5 and made.isfinite().all()
+    plan, again = planned(calls.decided, names, times), Calls()
+    walked(Lazy(model, plan).start(again), model, levels, 0.0)
+    assert again.laziness == pytest.approx(plan.laziness) and plan.laziness > 0
 
 
 def branch_names(model):

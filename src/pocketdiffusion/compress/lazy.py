@@ -108,16 +108,25 @@ class ByPlan:
 
 
 class ByGates:
-    """``thresholds``: by the last part of a branch's name; 1/2 where there is none."""
+    """``thresholds``: by the last part of a branch's name; 1/2 where there is none.
 
-    def __init__(self, gates: Gates, times: Sequence[float], thresholds: Mapping[str, float] | None = None):
-        self.gates, self.names, self.thresholds = gates, gates.names, dict(thresholds or {})
+    ``seen``: where to note the mean k of every call, for ``ranked``; noting takes longer than the gate.
+    """
+
+    def __init__(
+        self,
+        gates: Gates,
+        times: Sequence[float],
+        thresholds: Mapping[str, float] | None = None,
+        seen: dict[tuple[str, int], list[float]] | None = None,
+    ):
+        self.gates, self.names, self.thresholds, self.seen = gates, gates.names, dict(thresholds or {}), seen
         self.step = Plan(tuple(times), {}).step
-        self.seen: dict[tuple[str, int], list[float]] = {}  # mean k of every call
 
     def keep(self, name: str, step: int, z: Tensor) -> Tensor:
         k = self.gates.keep(name, step, z)
-        self.seen.setdefault((name, step), []).append(float(k.mean()))
+        if self.seen is not None:
+            self.seen.setdefault((name, step), []).append(float(k.mean()))
         return k >= self.thresholds.get(name.rpartition(".")[2], 0.5)
 
 
@@ -180,10 +189,9 @@ class Lazy:
             step = self.by.step(float(t.flatten()[0]))
 
             def rule(name: str, z: Tensor, compute: Compute) -> Tensor:
-                keep = torch.ones(len(z), dtype=torch.bool, device=z.device)
-                if name in kept and len(kept[name]) >= len(z):
-                    keep &= torch.as_tensor(self.by.keep(name, step, z), device=z.device)
-                return settled(name, keep, compute, kept, count, step)
+                known = name in kept and len(kept[name]) >= len(z)
+                keep = self.by.keep(name, step, z) if known else True
+                return settled(name, keep, len(z), compute, kept, count, step)
 
             self.hub.rule = rule
             try:
@@ -195,22 +203,30 @@ class Lazy:
 
 
 def settled(
-    name: str, keep: Tensor, compute: Compute, kept: dict[str, Tensor], count: Calls, step: int
+    name: str,
+    keep: bool | Tensor,
+    batch: int,
+    compute: Compute,
+    kept: dict[str, Tensor],
+    count: Calls,
+    step: int,
 ) -> Tensor:
-    """The output of a branch of whose rows ``keep`` are computed, and what is kept of it."""
-    rows = keep.nonzero()[:, 0]
-    count.asked, count.computed = count.asked + len(keep), count.computed + len(rows)
+    """The output of a branch of whose rows ``keep`` are computed, all or none, and what is kept of it."""
+    found = keep.tolist() if isinstance(keep, Tensor) else [keep] * batch
+    computed = sum(found)
+    count.asked, count.computed = count.asked + batch, count.computed + computed
     if count.decided is not None:
-        count.decided.setdefault((name, step), []).append(1 - len(rows) / len(keep))
-    if len(rows) == len(keep):
+        count.decided.setdefault((name, step), []).append(1 - computed / batch)
+    if computed == batch:
         y = compute(None)
-    elif not len(rows):
-        y = kept[name][: len(keep)]
+    elif not computed:
+        y = kept[name][:batch]
     else:
-        new = compute(rows)
-        y = new.new_empty(len(keep), *new.shape[1:])
-        y[rows] = new
-        y[~keep] = kept[name][: len(keep)][~keep].to(new.dtype)
+        some = torch.tensor(found, device=kept[name].device)
+        new = compute(some.nonzero()[:, 0])
+        y = new.new_empty(batch, *new.shape[1:])
+        y[some] = new
+        y[~some] = kept[name][:batch][~some].to(new.dtype)
     kept[name] = y
     return y
 

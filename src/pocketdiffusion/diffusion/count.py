@@ -20,7 +20,8 @@ What goes takes every cell with it that it reaches into, and what comes shuns th
 
 Source: CountDiffusion (arXiv 2505.04347), whose text leaves the constants open; they are those of a public
 prototype that is likely its own (PixArt-Sigma, 30 steps), but the size of a step, which is ours, as is where
-the middle lies. The prototype counts on the finished picture and guides during the first half of the steps.
+the middle lies. The prototype counts on the finished picture (middle 1) and guides during the first half of
+the steps.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ Count = Callable[[Tensor], list[dict[str, list[Tensor]]]]
 
 @dataclass(frozen=True)
 class Settings:
-    middle: float = 0.9  # share of the steps after which is counted; ours
+    middle: float = 0.9  # share of the steps after which is counted; ours. 1: on the finished picture
     first: int = 2  # step from which is sampled again
     until: float = 0.5  # share of the steps up to which masks and guidance act
     size: float = 0.05  # of a guidance step, in deviations of x; ours
@@ -54,9 +55,9 @@ class Settings:
     several: str = "together"  # wrong phrases; or "apart"
 
     def __post_init__(self) -> None:
-        for name in ("middle", "until"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: expected more than 0 and less than 1")
+        if not 0 < self.middle <= 1 or not 0 < self.until < 1:
+            told = f"middle {self.middle}, until {self.until}"
+            raise ValueError(f"{told}: expected more than 0, and at most 1 for middle, less for until")
         for name, known in (("through", ("state", "prediction")), ("several", ("together", "apart"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected {' or '.join(known)}")
@@ -194,7 +195,7 @@ def correct(
     settings = settings or Settings()
     steps = len(levels) - 1
     middle, last = (
-        min(steps - 1, max(settings.first + 1, round(share * steps)))
+        min(steps - (share < 1), max(settings.first + 1, round(share * steps)))
         for share in (settings.middle, min(settings.until, settings.middle))
     )
     if settings.first >= last:
@@ -206,7 +207,7 @@ def correct(
         calls += 1
         return model(x, t, cond)
 
-    kept, preview, end = [x], x, x
+    kept, preview = [x], x
     with torch.no_grad():
         walk = run(step, counted, x, levels, cond)
         for at in walk:
@@ -217,9 +218,8 @@ def correct(
         there = count(decode(preview))[0]
         found = {phrase: len(there.get(phrase, ())) for phrase in wanted}
         if found == dict(wanted):
-            for at in walk:
-                end = at.x
-            return Corrected(end, found, None, preview, calls)
+            kept += [at.x for at in walk]
+            return Corrected(kept[-1], found, None, preview, calls)
     wrong = masks(there, wanted, grid, generator)
     times, places = levels.to(x), [wrong.every]
     if settings.several == "apart":

@@ -8,8 +8,12 @@ Every step trains the full width and ``subs`` others, drawn uniformly, on the sa
 gradients add up in the shared weights, and one optimiser steps. With a teacher, the distance from the data is
 replaced by scaling(L_task, {L_out, L_feat}, t) as in kd.py, for every width; the teacher is asked once.
 
+ElasticSteps learns a few-step teacher's steps in the same way: x_k, on the teacher's own walk, and what it
+says there take the place of x_t and e - x0, and no prompt is dropped.
+
 Source: SnapGen++ (arXiv 2601.08303), eq. 4, 5 and 8. It names an adaptive scaling without saying which: that
-of gradient norms, its limits and lambda = 0.5 are ours.
+of gradient norms, its limits and lambda = 0.5 are ours; and so is ElasticSteps, a first part before
+K-DMD's on-policy steps.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.flow import interpolate, velocity
-from ..diffusion.times import logit_normal, shifted
+from ..diffusion.times import few_step, logit_normal, shifted
 from ..nn.finite import finite
 from ..nn.taps import tap
 from ..types import Batch, Cond
@@ -146,6 +150,36 @@ class Elastic:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.ratios |= state["ratios"]
+
+
+class ElasticSteps(Elastic):
+    """All widths learn what a few-step teacher says on its own walk.
+
+    Batches hold walks, x (B, K, 2, C, H, W): x_k at s_k and the teacher's v(x_k, s_k). ``levels``: s_0 to
+    s_(K-1), without the final 0. The other arguments are Elastic's; there is no ``teacher`` to ask.
+    """
+
+    def __init__(
+        self,
+        net: Nested,
+        widths: Sequence[str],
+        embed: Embed,
+        parameters: Sequence[nn.Parameter],
+        levels: Sequence[float],
+        inner: float = 0.5,
+        subs: int = 1,
+    ):
+        super().__init__(net, widths, embed, parameters, inner=inner, subs=subs)
+        self.levels = few_step(levels)[:-1].float()
+
+    def point(self, batch: Batch) -> Point:
+        walks, cond = self.embed(batch)
+        if walks.shape[1:3] != (len(self.levels), 2):
+            raise ValueError(f"walks of {tuple(walks.shape[1:3])}, expected ({len(self.levels)}, 2)")
+        k = torch.randint(len(self.levels), (len(walks),))
+        t = self.levels[k].to(walks.device)
+        x, v = walks[torch.arange(len(walks)), k].unbind(1)
+        return Point(x, t, t, cond, v)
 
 
 def difference(after: Sequence[Tensor], before: Sequence[Tensor]) -> Tensor:

@@ -118,9 +118,9 @@ class Gates(nn.Module):
 
     def keep(self, name: str, step: int, z: Tensor) -> Tensor:
         """k (B,), in fp32."""
-        w = self.w[key(name)][step]
-        shape = (-1, 1, 1) if z.ndim == 4 else (-1,)
-        return (z.float() * w.float().view(shape)).flatten(1).sum(1).sigmoid()
+        # the sum over tokens first: no product as large as z; no matrix product, which autocast would round
+        total = z.float().sum((2, 3)) if z.ndim == 4 else z.float().flatten(1, -2).sum(1)
+        return (total * self.w[key(name)][step].float()).sum(1).sigmoid()
 
 
 def key(name: str) -> str:

@@ -24,10 +24,11 @@ Recipes may import everything. A variant is a flag if it is a number and a new r
     snapgen_full.py        SnapGen at full size: SD3.5-Large teaches the 0.38 B U-Net, then four steps.
     elastic_scenes.py      An elastic model for the scenes world: three widths from one set of weights.
     dmd_scenes.py          DMD2 in the scenes world: the DiT teacher itself learns to draw in four steps.
+    elastic_scenes_4step.py  Four steps for all widths of an elastic model at once.
     kdmd_scenes.py         K-DMD in the scenes world: every width of an elastic model learns four steps.
     assa_bench.py          Sparse attention (ASSA) beside full attention: time, memory, operations, growth.
     snapgen_pp_claims.py   SnapGen++'s claims, over seeds: sparse attention, elastic widths, K-DMD.
-    lazy_scenes.py         Lazy plans for a pipeline: gates are trained, and plans are read off them.
+    lazy_scenes.py         Lazy plans for a pipeline: read off trained gates, or searched.
     lazy_speed.py          Wall clock of lazy sampling: what resting saves, and what gates cost.
     lazy_claims.py         LazyDiT's claims, over seeds: lazy sampling against fewer steps at equal calls.
     count_layers.py        Which cross-attention layers look where the things are, to correct counts by.

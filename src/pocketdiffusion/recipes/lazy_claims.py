@@ -3,6 +3,7 @@
     pocket train lazy_claims                                             # 10, 20 and 50 steps, 3 seeds
     pocket train lazy_claims --sampled 20 --laziness 0.3 --arms gates fewer attn mlp
     pocket train lazy_claims --sampled 20 --rhos 1e-5 3e-5 1e-4 --arms own      # laziness against the price
+    pocket train lazy_claims --model runs/dmd_scenes/pipeline --laziness 0.5 --arms full searched first fewer
     pocket train lazy_claims --sampled 20 --laziness 0.3 --arms gates searched cache first
 
 Arms, for every number of steps N and laziness L:
@@ -28,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -35,8 +37,7 @@ from torch import Tensor
 
 from ..bench.table import text
 from ..compress.lazy import ByChange, ByGates, Calls, Lazy, Plan, alternating, ranked, searched
-from ..compress.lazy import measured as measured_errors
-from ..data.scenes import EVAL_WORLD, TRAIN_WORLD, Scenes
+from ..data.scenes import EVAL_WORLD, Scenes
 from ..device import choose
 from ..eval.seeds import against, collect, settings, table
 from ..nn.gate import Gates, branches
@@ -49,6 +50,7 @@ from .snapgen_kd_ladder import drawn
 
 MAY_CHANGE = {"arms", "seeds", "sampled", "laziness", "rhos", "thresholds", "control"}
 MEASURES = {"scene_eval": 3, "frechet": 2, "distance": 4, "calls": 3}
+LEARNED = ("gates", "own", "attn", "mlp")
 KINDS = ("full", "gates", "own", "alternating", "searched", "cache", "first", "attn", "mlp", "fewer")
 
 
@@ -81,9 +83,9 @@ class Kept:
     """Gates by seed, steps and price, trained once."""
 
     def __init__(self, args: Args):
-        self.args, self.found = args, dict[tuple[int, int, float], tuple[Gates, ByGates]]()
+        self.args, self.found = args, dict[tuple[int, int, float], tuple[Gates, lazy_scenes.Seen]]()
 
-    def __call__(self, pipe: Pipeline, seed: int, rho: float) -> tuple[Gates, ByGates]:
+    def __call__(self, pipe: Pipeline, seed: int, rho: float) -> tuple[Gates, lazy_scenes.Seen]:
         steps = len(pipe.schedule.levels()) - 1
         if (seed, steps, rho) not in self.found:
             out = self.args.out / f"gates-{steps}-{rho:g}-{seed}"
@@ -138,35 +140,35 @@ def names_of(args: Args) -> Iterator[tuple[str, str, int, float, float]]:
                 )
 
 
-def plan_of(kind: str, pipe: Pipeline, share: float, by: ByGates | None, args: Args) -> Plan:
+def plan_of(kind: str, pipe: Pipeline, share: float, seen: lazy_scenes.Seen | None, args: Args) -> Plan:
     """Read off gates; of one kind of branch alone the others never rest. No gates: every second step."""
     levels, names = pipe.schedule.levels()[:-1].tolist(), branches(pipe.transformer, args.branches)
-    if by is None:
+    if seen is None:
         return alternating(names, levels)
     if kind in ("attn", "mlp"):
-        seen = {pair: ks for pair, ks in by.seen.items() if pair[0].endswith(kind)}
-        return ranked(seen, names, levels, share)
-    return ranked(by.seen, names, levels, share)
+        seen = {pair: ks for pair, ks in seen.items() if pair[0].endswith(kind)}
+    return ranked(seen, names, levels, share)
 
 
 def search(pipe: Pipeline, share: float, seed: int, args: Args) -> Plan:
-    """The plan of least errors, measured on trajectories from the prompts of training."""
-    names, schedule = branches(pipe.transformer, args.branches), pipe.schedule
-    levels, side = schedule.levels(), schedule.size // pipe.vae.config.factor
-    captions = [s.caption for s in Scenes(TRAIN_WORLD, args.searched, schedule.size).specs(seed + 1, 0)]
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(args.searched, pipe.vae.config.channels, side, side, generator=g).to(pipe.device)
-    walk = lazy_scenes.walking(pipe, x, captions)
-    errors = measured_errors(pipe.transformer, names, levels[:-1].tolist(), walk)
-    # every call costs the same, as it does where calls are counted
-    calls = len(names) * (len(levels) - 1)
-    return searched(levels[:-1].tolist(), errors, dict.fromkeys(names, 1.0), round((1 - share) * calls))
+    """The plan of least errors in which every call costs the same, as it does where calls are counted."""
+    names, times = branches(pipe.transformer, args.branches), pipe.schedule.levels()[:-1].tolist()
+    errors = lazy_scenes.errors(pipe, names, args.searched, seed)
+    return searched(times, errors, dict.fromkeys(names, 1.0), round((1 - share) * len(names) * len(times)))
 
 
 def rows(schedule: Schedule) -> list[int]:
     """For every step, how often the denoiser sees a picture: twice where it is guided."""
     (low, high), guided = schedule.interval, schedule.guidance != 1
     return [1 + (guided and low <= t <= high) for t in schedule.levels()[:-1].tolist()]
+
+
+def shortened(schedule: Schedule, steps: int) -> Schedule:
+    """The same with fewer steps; of a few-step pipeline the first level and others of its own, evenly."""
+    if not schedule.times:
+        return replace(schedule, steps=steps)
+    kept = [schedule.times[i * len(schedule.times) // steps] for i in range(steps)]
+    return replace(schedule, steps=steps, times=tuple(kept))
 
 
 def as_many_calls(schedule: Schedule, plan: Plan) -> tuple[Schedule, float]:
@@ -176,7 +178,7 @@ def as_many_calls(schedule: Schedule, plan: Plan) -> tuple[Schedule, float]:
     # the step where guidance begins has nothing kept
     wanted = sum(n * (1 - rest * (n <= before)) for n, rest, before in zip(full, rests, [0, *full]))
     for steps in range(1, len(full)):
-        fewer = replace(schedule, steps=steps)
+        fewer = shortened(schedule, steps)
         if sum(rows(fewer)) >= wanted - 1e-6:
             return fewer, sum(rows(fewer)) / sum(full)
     return schedule, 1.0
@@ -192,17 +194,34 @@ def measured(
     arm: tuple[str, str, int, float, float], seed: int, pipe: Pipeline, kept: Kept, args: Args
 ) -> dict[str, float]:
     _, kind, steps, share, rho = arm
-    pipe.schedule = replace(pipe.schedule, steps=steps)
-    full, calls, drawing = near(pipe, seed, args), Calls(), pipe
+    if not pipe.schedule.times:
+        pipe.schedule = replace(pipe.schedule, steps=steps)
+    full, calls, drawing = near(pipe, seed, args), Calls(decided={}), pipe
     ran = 1.0
     if kind == "fewer":
-        by = kept(pipe, seed, rho)[1] if share < 0.5 else None
-        pipe.schedule, ran = as_many_calls(pipe.schedule, plan_of(kind, pipe, share, by, args))
+        seen = kept(pipe, seed, rho)[1] if share < 0.5 else None
+        pipe.schedule, ran = as_many_calls(pipe.schedule, plan_of(kind, pipe, share, seen, args))
     elif kind != "full":
         drawing = Lazily(pipe, decided(kind, seed, pipe, share, rho, kept, args), calls)
     found = {"distance": (near(drawing, seed, args) - full).abs().mean().item()}
     found |= drawn(drawing, args, seed)
-    return found | {"calls": ran if drawing is pipe else 1 - calls.laziness}
+    found["calls"] = ran if drawing is pipe else 1 - calls.laziness
+    return found | (along(calls) if kind in ("own", "gates", "searched") else {})
+
+
+def along(calls: Calls) -> dict[str, float]:
+    """How much lazier each kind of branch is in the first half of the depth than in the second."""
+    shares: dict[str, dict[int, list[float]]] = {}
+    for (name, _), rested in (calls.decided or {}).items():
+        block = int(next(word for word in name.split(".") if word.isdecimal()))
+        shares.setdefault(name.rpartition(".")[2], {}).setdefault(block, []).append(fmean(rested))
+    found = {}
+    for kind, by_block in shares.items():
+        along = [fmean(by_block[block]) for block in sorted(by_block)]
+        half = len(along) // 2
+        if half:
+            found[f"{kind}_early"] = fmean(along[:half]) - fmean(along[-half:])
+    return found
 
 
 def decided(kind: str, seed: int, pipe: Pipeline, share: float, rho: float, kept: Kept, args: Args) -> Any:
@@ -229,9 +248,11 @@ def main(args: Args) -> None:
         raise ValueError("lazy_claims runs in one process; start several with other --seeds")
     pipe = Pipeline.from_pretrained(args.model).to(choose(args.device))
     if pipe.schedule.times:
-        raise ValueError(
-            f"--model {args.model}: has {len(pipe.schedule.times)} steps of its own, none to spare"
-        )
+        args = replace(args, sampled=(len(pipe.schedule.times),))
+        if learned := [a for a in names_of(args) if a[1] in LEARNED or (a[1] == "fewer" and a[3] < 0.5)]:
+            raise ValueError(
+                f"--arms: {learned[0][0]} needs gates; {args.model} has {args.sampled[0]} steps of its own"
+            )
     for network in pipe.components.values():
         network.requires_grad_(False)
     arms, kept = {arm[0]: arm for arm in names_of(args)}, Kept(args)
@@ -248,5 +269,10 @@ def main(args: Args) -> None:
     )
     measures = {m: d for m, d in MEASURES.items() if args.prompts or m != "scene_eval"}
     print(text(table(found, measures)))
+    lazier = {n: r for n, r in found.items() if all(any(k.endswith("_early") for k in s) for s in r.values())}
+    if lazier:
+        print("lazier in the first half of the depth than in the second, by")
+        kinds = sorted({k for r in lazier.values() for s in r.values() for k in s if k.endswith("_early")})
+        print(text(table(lazier, dict.fromkeys(kinds, 3))))
     if len(arms) > 1:
         print(text(against(found, control, measures)))

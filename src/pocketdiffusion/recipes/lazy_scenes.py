@@ -1,27 +1,34 @@
-"""Lazy plans for a pipeline: gates are trained, and plans are read off them.
+"""Lazy plans for a pipeline: read off trained gates, or searched.
 
     pocket train lazy_scenes                                             # the shipped pipeline, 50 steps
     pocket train lazy_scenes --steps-sampled 20 --laziness 0.2 0.4
     pocket train lazy_scenes --branches "blocks.*.attn" "blocks.*.cross" "blocks.*.mlp"      # ours: all kinds
+    pocket costs scenes --batch 2 -o out/costs.json                      # batch 2: with guidance
+    pocket train lazy_scenes --steps-sampled 20 --costs out/costs.json --budget-ms 300       # a search
 
 Only gates train, for a few hundred steps, by LazyDiT's scheme of two adjacent levels (methods/gates.py);
 self-attention and feed-forward may rest, as in the paper. Then the gated pipeline draws --looked prompts, and
-a plan for every --laziness skips what the gates kept least. Numbers: docs/results.md. Ends with
-OUT/gates.safetensors, maps of the plans (SVG) and OUT/pipeline, the pipeline with its plans and
---steps-sampled steps:
+a plan for every --laziness skips what the gates kept least; where in the depth each kind rests is printed.
+With --costs and --budget-ms nothing is learned: how much the rest of one branch at one step changes
+--searched pictures is measured, and what costs least error per millisecond rests until the denoiser's calls
+for a picture fit the budget. Numbers: docs/results.md. Ends with maps of the plans (SVG) and OUT/pipeline,
+the pipeline with its plans and --steps-sampled steps; gates are in OUT/gates.safetensors:
 
     pocket generate "two green stars" --model runs/lazy_scenes/pipeline --lazy 0.4
+    pocket generate "two green stars" --model runs/lazy_scenes/pipeline --lazy 300ms
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from ..compress.lazy import ByGates, Calls, Lazy, ranked
+from ..compress import ops
+from ..compress.costs import Costs
+from ..compress.lazy import ByGates, Calls, Lazy, Plan, measured, ranked, searched
 from ..data.scenes import TRAIN_WORLD, Scenes
 from ..device import bf16, choose
 from ..diffusion.guidance import cfg
@@ -36,6 +43,8 @@ from ..train.fit import Run, fit
 from ..types import Denoiser
 from .snapgen_scenes_kd import reads, scenes
 
+Seen = dict[tuple[str, int], list[float]]  # mean k of every call, by branch and step
+
 
 @dataclass(frozen=True)
 class Args:
@@ -46,6 +55,10 @@ class Args:
     laziness: tuple[float, ...] = (0.2, 0.4)  # a plan for each
     rho: float = 3e-5  # weight of being computed, of every kind of branch; between all rest and none
     looked: int = 64  # prompts that plans are read off
+    costs: Path | None = None  # a table of pocket costs: plans are searched
+    budget_ms: tuple[float, ...] = ()  # with --costs: of all the denoiser's calls for one picture
+    precision: str = "fp32"  # of the table's rows
+    searched: int = 4  # pictures of a search
     steps: int = 300
     batch: int = 32  # per process
     uses: int = 4
@@ -74,24 +87,31 @@ def trained(pipe: Pipeline, args: Args) -> Gates:
 
 
 def walking(pipe: Pipeline, x: torch.Tensor, captions: list[str]) -> Callable[[Denoiser], torch.Tensor]:
-    """Whole trajectories from noise ``x``, guided as the pipeline is, with any denoiser; no decoder."""
+    """Whole trajectories from noise ``x``, guided as the pipeline is, with any denoiser; no decoder.
+
+    Fresh noise, where the sampler asks for it, is the same in every walk.
+    """
     schedule = pipe.schedule
     with torch.no_grad():
         cond, null = pipe.text_encoder.embed(captions), pipe.text_encoder.embed([""])
 
+    def fresh(i: int) -> torch.Tensor:
+        return torch.randn(x.shape, generator=torch.Generator().manual_seed(i)).to(x)
+
     @torch.no_grad()
     def walk(denoiser: Denoiser) -> torch.Tensor:
         model, end = cfg(denoiser, null, schedule.guidance, schedule.interval), x
-        for step in run(STEPS[schedule.sampler], model, x, schedule.levels(), cond):
+        for step in run(STEPS[schedule.sampler], model, x, schedule.levels(), cond, fresh):
             end = step.x
         return end
 
     return walk
 
 
-def looked(pipe: Pipeline, gates: Gates, args: Args) -> tuple[ByGates, Calls]:
-    """Gates that have seen some trajectories, guided as the pipeline is."""
-    by, calls = ByGates(gates, pipe.schedule.levels()[:-1].tolist()), Calls(decided={})
+def looked(pipe: Pipeline, gates: Gates, args: Args) -> tuple[Seen, Calls]:
+    """What gates say on some trajectories, guided as the pipeline is."""
+    seen: Seen = {}
+    by, calls = ByGates(gates, pipe.schedule.levels()[:-1].tolist(), seen=seen), Calls(decided={})
     lazy, world = Lazy(pipe.transformer, by), Scenes(TRAIN_WORLD, 16, pipe.schedule.size)
     side = pipe.schedule.size // pipe.vae.config.factor
     for i in range(max(1, args.looked // 16)):
@@ -99,16 +119,95 @@ def looked(pipe: Pipeline, gates: Gates, args: Args) -> tuple[ByGates, Calls]:
         g = torch.Generator().manual_seed(i)
         x = torch.randn(16, pipe.vae.config.channels, side, side, generator=g).to(pipe.device)
         walking(pipe, x, captions)(lazy.start(calls))
-    return by, calls
+    return seen, calls
 
 
-def main(args: Args) -> None:
-    if args.steps_sampled < 2 or args.steps_sampled % 2:
+def errors(pipe: Pipeline, names: list[str], pictures: int, seed: int) -> dict[tuple[str, int], float]:
+    """What the rest of one branch at one step changes, on prompts of the training world."""
+    schedule, side = pipe.schedule, pipe.schedule.size // pipe.vae.config.factor
+    captions = [s.caption for s in Scenes(TRAIN_WORLD, pictures, schedule.size).specs(seed + 1, 0)]
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(pictures, pipe.vae.config.channels, side, side, generator=g).to(pipe.device)
+    return measured(pipe.transformer, names, schedule.levels()[:-1].tolist(), walking(pipe, x, captions))
+
+
+def milliseconds(pipe: Pipeline, names: list[str], args: Args) -> tuple[dict[str, float], float]:
+    """By the table: a call of each branch, and all else in a call of the denoiser."""
+    assert args.costs
+    table, guided = Costs.load(args.costs), pipe.schedule.guidance != 1
+    example = pipe.transformer.example(1 + guided, pipe.device)
+    found = {
+        call.name: table(call.op, call.shapes, args.precision).ms
+        for call in ops.calls(pipe.transformer, example, ["", *names])
+    }
+    whole = found.pop("")
+    return found, max(0.0, whole - sum(found.values()))
+
+
+def searches(pipe: Pipeline, args: Args) -> dict[str, Plan]:
+    """A plan for every budget."""
+    names, times = branches(pipe.transformer, args.branches), pipe.schedule.levels()[:-1].tolist()
+    try:
+        costs, rest = milliseconds(pipe, names, args)
+    except ValueError as error:
+        batch = " --batch 2" if pipe.schedule.guidance != 1 else ""
+        raise ValueError(f"--costs {args.costs}: {error}; make it by pocket costs{batch}") from None
+    full = len(times) * (rest + sum(costs.values()))
+    if any(not 0 < ms < full for ms in args.budget_ms):
+        raise ValueError(f"--budget-ms: expected more than 0 and less than {full:.4g}, what all calls take")
+    found, made = errors(pipe, names, args.searched, args.seed), {}
+    for ms in args.budget_ms:
+        try:
+            made[f"{ms:g}ms"] = searched(times, found, costs, ms - len(times) * rest)
+        except ValueError:
+            raise ValueError(
+                f"--budget-ms {ms:g}: what never rests takes {full - most(found, costs):.4g} ms"
+            ) from None
+        saved = sum(costs[name] * sum(row) for name, row in made[f"{ms:g}ms"].skips.items())
+        print(f"{full:.4g} ms without rests, {full - saved:.4g} ms with")
+    return made
+
+
+def most(found: dict[tuple[str, int], float], costs: dict[str, float]) -> float:
+    """ms of everything that can rest."""
+    return sum(costs[name] for name, _ in found)
+
+
+def where(skips: Mapping[str, Sequence[bool]]) -> str:
+    """How lazy each kind of branch is along the depth, a line each."""
+    kinds: dict[str, list[float]] = {}
+    for name, row in skips.items():
+        kinds.setdefault(name.rpartition(".")[2], []).append(sum(row) / len(row))
+    wide = max(map(len, kinds))
+    return "\n".join(f"{k:{wide}}  {' '.join(f'{share:.2f}' for share in v)}" for k, v in kinds.items())
+
+
+def check(args: Args) -> None:
+    if args.costs or args.budget_ms:
+        if not (args.costs and args.budget_ms):
+            raise ValueError("--costs and --budget-ms: a search needs both")
+    elif args.steps_sampled < 2 or args.steps_sampled % 2:
         raise ValueError(
             f"--steps-sampled {args.steps_sampled}: expected an even number, gates work in pairs"
         )
-    if any(not 0 < share <= 0.5 for share in args.laziness):
+    elif any(not 0 < share <= 0.5 for share in args.laziness):
         raise ValueError(f"--laziness {max(args.laziness):g}: expected more than 0 and at most 0.5")
+
+
+def learned(pipe: Pipeline, args: Args) -> dict[str, Plan]:
+    """A plan for every laziness."""
+    gates = trained(pipe, args)
+    if spread.rank():
+        return {}
+    save_tensors(dict(gates.state_dict()), args.out / "gates.safetensors", {"format": "pt"})
+    seen, calls = looked(pipe, gates, args)
+    print(f"the gates themselves: {calls.laziness:.3f} of {', '.join(args.branches)} rest")
+    times = pipe.schedule.levels()[:-1].tolist()
+    return {f"{share:g}": ranked(seen, gates.names, times, share) for share in args.laziness}
+
+
+def main(args: Args) -> None:
+    check(args)
     pipe = Pipeline.from_pretrained(args.model).to(choose(args.device))
     if pipe.schedule.times:
         raise ValueError(
@@ -120,17 +219,14 @@ def main(args: Args) -> None:
     if args.steps_sampled != pipe.schedule.steps:
         pipe.plans = {}  # they are for other times
     pipe.schedule = replace(pipe.schedule, steps=args.steps_sampled)
-    gates = trained(pipe, args)
+    made = searches(pipe, args) if args.costs else learned(pipe, args)
     if spread.rank():
         return
-    save_tensors(dict(gates.state_dict()), args.out / "gates.safetensors", {"format": "pt"})
-    by, calls = looked(pipe, gates, args)
-    print(f"the gates themselves: {calls.laziness:.3f} of {', '.join(args.branches)} rest")
-    levels = pipe.schedule.levels()[:-1].tolist()
-    for share in args.laziness:
-        plan = pipe.plans[f"{share:g}"] = ranked(by.seen, gates.names, levels, share)
-        print(f"--lazy {share:g}\n{plan.drawn()}")
-        squares = {name: [float(not rests) for rests in row] for name, row in plan.skips.items()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, plan in made.items():
+        print(f"--lazy {name}\n{plan.drawn()}\nlaziness along the depth\n{where(plan.skips)}")
+        squares = {n: [float(not rests) for rests in row] for n, row in plan.skips.items()}
         told = f"{len(plan.times)} steps, {plan.laziness:.2f} of all calls rest"
-        (args.out / f"lazy-{share:g}.svg").write_text(heat(squares, "step; filled: computed", told))
+        (args.out / f"lazy-{name}.svg").write_text(heat(squares, "step; filled: computed", told))
+    pipe.plans |= made
     pipe.save_pretrained(args.out / "pipeline", torch.float16)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ class Args:
 
 
 class Paths(NamedTuple):
-    x: Tensor  # (N, K + 1, C, H, W)
+    x: Tensor  # (N, K + 1, C, H, W), or what else a batch has
     text: list[str]
 
 
@@ -100,25 +100,33 @@ def path(
     return torch.stack(kept, 1)
 
 
-def trajectories(teacher: Pipeline, args: Args, half: bool) -> Pool:
-    device, size = teacher.device, teacher.schedule.size
-    side, channels = size // teacher.vae.config.factor, teacher.vae.config.channels
-    world = Scenes(TRAIN_WORLD, args.batch, size)
-    with torch.no_grad():
-        null = teacher.text_encoder.embed([""])
-    guided = cfg(teacher.transformer, null, teacher.schedule.guidance, teacher.schedule.interval)
+def pooled(pipe: Pipeline, args: Any, walk: Callable[[list[str], Tensor, torch.Generator], Tensor]) -> Pool:
+    """What ``walk(captions, noise, generator)`` keeps of a sampler's steps, for captions of training."""
+    side, channels = pipe.schedule.size // pipe.vae.config.factor, pipe.vae.config.channels
+    world = Scenes(TRAIN_WORLD, args.batch, pipe.schedule.size)
 
     def make(seed: int, number: int) -> Paths:
         found, told = [], []
         for i in range(args.pool):
             text = [s.caption for s in world.specs(seed, number * args.pool + i)]
             g = torch.Generator().manual_seed((seed * 2**20 + number) * 2**10 + i)
-            noise = torch.randn(len(text), channels, side, side, generator=g).to(device)
-            found.append(path(guided, teacher, text, noise, args, half))
+            noise = torch.randn(len(text), channels, side, side, generator=g).to(pipe.device)
+            found.append(walk(text, noise, g))
             told += text
         return Paths(torch.cat(found), told)
 
     return Pool(make, args.batch, args.pool * args.uses)
+
+
+def trajectories(teacher: Pipeline, args: Args, half: bool) -> Pool:
+    with torch.no_grad():
+        null = teacher.text_encoder.embed([""])
+    guided = cfg(teacher.transformer, null, teacher.schedule.guidance, teacher.schedule.interval)
+
+    def walk(text: list[str], noise: Tensor, g: torch.Generator) -> Tensor:
+        return path(guided, teacher, text, noise, args, half)
+
+    return pooled(teacher, args, walk)
 
 
 def followed(args: Args, teacher: Pipeline, base: Pipeline, student: nn.Module) -> tuple[State, Pipeline]:
