@@ -1,5 +1,7 @@
 """Distribution matching where scores have a closed form, who learns when, and that it converges."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -8,9 +10,10 @@ from pocketdiffusion.diffusion.flow import expand
 from pocketdiffusion.diffusion.guidance import cfg
 from pocketdiffusion.diffusion.samplers import euler, renoise
 from pocketdiffusion.diffusion.times import grid
-from pocketdiffusion.methods.dmd import DMD, Gan, Knowledge, direction
+from pocketdiffusion.methods.dmd import DMD, ElasticDMD, Gan, Knowledge, direction
 from pocketdiffusion.methods.kd import features_between
 from pocketdiffusion.models import dit
+from pocketdiffusion.models.supernet import PRESETS, Supernet
 from pocketdiffusion.nn.heads import Heads
 from pocketdiffusion.nn.projector import as_map
 from pocketdiffusion.nn.taps import tap
@@ -279,3 +282,44 @@ def test_who_reads_which_text(player):
     method.critic, method.teacher = telling("critic", critic), telling("teacher", method.teacher)
     next(iter(method.losses(player, pictures())))
     assert seen == {"student": {1.0}, "critic": {2.0}, "teacher": {3.0} if player == "student" else set()}
+
+
+def test_widths_take_turns_and_all_learn():
+    """A draft is of one width from noise to picture; the critic sees what all of them draw."""
+    torch.manual_seed(0)
+    net = Supernet(PRESETS["smoke"])
+    drawn = []
+
+    class Spied(ElasticDMD):
+        def draft(self, *args):
+            with torch.random.fork_rng():
+                expected = self.config.names[int(torch.randint(2, ()))]
+            made = super().draft(*args)
+            drawn.append((expected, self.student is self.widths[self.config.names.index(expected)]))
+            return made
+
+    Spied.config = net.config
+    critic, teacher = (dit.DiT(dit.PRESETS["smoke"]) for _ in range(2))
+    for p in (*net.parameters(), *teacher.parameters()):
+        if not p.any():
+            nn.init.normal_(p, std=0.05)
+    players = list(net.parameters()), list(critic.parameters())
+
+    def tokens(batch):
+        words = torch.ones(len(batch.x), 3, 32)
+        return batch.x, Cond(words, torch.ones(words.shape[:2], dtype=torch.bool), words[:, 0])
+
+    teacher.requires_grad_(False)
+    method = Spied(net, critic, teacher, tokens, tokens, *players, (1.0, 0.5), every=1)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    optimisers = {who: torch.optim.AdamW(p, 1e-3, weight_decay=0.0) for who, p in method.players.items()}
+    fit(method, lambda *_: Batch(torch.zeros(2, 4, 8, 8), [""] * 2), optimisers, {"net": net}, Run(8))
+    assert {name for name, _ in drawn} == {"half", "full"} and all(same for _, same in drawn)
+    moved = {n for n, v in net.state_dict().items() if not torch.equal(v, before[n])}
+    assert any(n.startswith("own.half") for n in moved) and any(n.startswith("full.blocks") for n in moved)
+    x, cond = tokens(Batch(torch.zeros(1, 4, 8, 8), [""]))
+    names = ("blocks.0", "blocks.0")
+    features = features_between(teacher, teacher, names, (x, torch.full((1,), 0.5), cond, cond))
+    told = Knowledge(teacher, tokens, replace(features, student="full.blocks.0"))
+    with pytest.raises(ValueError, match="features of several widths"):
+        ElasticDMD(net, critic, teacher, tokens, tokens, *players, (1.0,), knowledge=told)

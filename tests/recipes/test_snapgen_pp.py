@@ -198,6 +198,19 @@ def test_a_walk_is_what_the_teacher_said(few):
         torch.testing.assert_close(found.x[:, k, 1], v, atol=1e-4, rtol=1e-4)
 
 
+def test_kdmd_of_all_widths_at_once(elastic, few, tiny_folder, tmp_path, capsys):
+    flags = [*FEW, "--model", elastic, "--few-step-teacher", few, "--teacher", tiny_folder, "--rank", "0"]
+    train("kdmd_scenes", *flags, "--steps", "6", "--ratio", "1", "--out", tmp_path / "run")
+    before, after = (store.load(p / "transformer") for p in (elastic, tmp_path / "run" / "pipeline"))
+    assert after.config == before.config and type(after) is Supernet
+    moved = {n for n, v in after.state_dict().items() if not torch.equal(v, before.state_dict()[n])}
+    assert any(n.startswith("own.half") for n in moved) and any(n.startswith("full.blocks") for n in moved)
+    made = Pipeline.from_pretrained(tmp_path / "run" / "pipeline", width="half")
+    assert len(made.schedule.times) == 4 and made("a star")[0].size == (32, 32)
+    line = refused(capsys, "train", "kdmd_scenes", *flags, "--widths", "half", "--out", tmp_path / "no")
+    assert "--rank 0: expected 1 or more, or 0 for all widths at once" in line
+
+
 def test_kdmd_of_one_width_leaves_no_pipeline_of_all(elastic, few, tiny_folder, tmp_path):
     flags = [*FEW, "--model", elastic, "--few-step-teacher", few, "--teacher", tiny_folder, "--rank", "2"]
     train("kdmd_scenes", *flags, "--widths", "half", "--out", tmp_path)

@@ -17,7 +17,7 @@ features, as DMD2 may have it. The critic learns every step, the student every n
 
 Sources: DMD2 (Yin et al. 2024, arXiv 2405.14867), its loss and backward simulation, in the form of
 velocities; K-DMD and its unit weights, SnapGen++ (arXiv 2601.08303), eq. 9 and 10. That one k serves a whole
-batch, and that student and critic draw apart, is ours.
+batch, and that student and critic draw apart, is ours; and so is ElasticDMD.
 """
 
 from __future__ import annotations
@@ -203,3 +203,21 @@ class DMD:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+class ElasticDMD(DMD):
+    """All widths of a supernet at once: every batch is drawn by one of them, by lot.
+
+    The critic follows what the widths draw together, so that it is their mixture that is matched with the
+    teacher. ``student``: a Supernet; its widths have features of different sizes, so ``knowledge`` has none.
+    """
+
+    def __init__(self, student: Any, *args: Any, **kwargs: Any):
+        super().__init__(student, *args, **kwargs)
+        if self.knowledge and self.knowledge.features:
+            raise ValueError("features of several widths: expected knowledge of the output alone")
+        self.widths = [tap(student.at(name), []) for name in student.config.names]
+
+    def draft(self, shape: Sequence[int], cond: Cond, device: torch.device, grad: bool) -> Draft:
+        self.student = self.widths[int(torch.randint(len(self.widths), ()))]
+        return super().draft(shape, cond, device, grad)

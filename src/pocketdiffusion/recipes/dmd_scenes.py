@@ -31,7 +31,8 @@ from ..data.scenes import TRAIN_WORLD, Scenes
 from ..device import bf16, choose
 from ..diffusion.guidance import cfg
 from ..diffusion.samplers import STEPS
-from ..methods.dmd import DMD, Gan, Knowledge
+from ..methods.dmd import DMD, ElasticDMD, Gan, Knowledge
+from ..models.supernet import Supernet
 from ..nn.heads import Heads
 from ..nn.projector import as_map
 from ..nn.taps import tap
@@ -120,7 +121,7 @@ def sampled(args: Any, base: Pipeline) -> Schedule:
 
 def prepared(args: Any, teacher: Pipeline, base: Pipeline, knowledge: Knowledge | None = None) -> Trained:
     """``base``: what student and critic begin as; the critic as the teacher where base has few steps, since
-    it has no scores.
+    it has no scores. Of a supernet all widths learn.
     """
     torch.manual_seed(args.seed)
     scores = teacher if base.schedule.times else base
@@ -139,7 +140,7 @@ def prepared(args: Any, teacher: Pipeline, base: Pipeline, knowledge: Knowledge 
     scale = teacher.schedule.guidance if args.guidance is None else args.guidance
     guided = cfg(teacher.transformer, null, scale, teacher.schedule.interval)
     schedule = sampled(args, base)
-    method = DMD(
+    method = (ElasticDMD if isinstance(student, Supernet) else DMD)(
         student,
         critic,
         guided,

@@ -3,13 +3,17 @@
     pocket train kdmd_scenes --model runs/elastic_scenes/pipeline --few-step-teacher runs/dmd_scenes/pipeline
     pocket train kdmd_scenes --model FOLDER --few-step-teacher FOLDER --widths small
     pocket train kdmd_scenes --model FOLDER --few-step-teacher FOLDER --no-knowledge      # plain DMD2
+    pocket train kdmd_scenes --model FOLDER --few-step-teacher FOLDER --rank 0            # all widths at once
 
 One width after the other (OUT/WIDTH), with a LoRA of its own on student and critic, so that all of them still
 share one file. Beside the distribution's gradient, which needs the many-step teacher, the few-step teacher
-tells what it would predict and its last features (methods/dmd.py). A run that was stopped goes on. Not run in
-full yet. Ends with OUT/WIDTH.safetensors, what each width has for itself, for another copy of the same base
-(pocket generate --model FOLDER --width OUT/small.safetensors); and, where all widths were taught, with
-OUT/pipeline: the elastic model with its LoRA, sampled at four levels without guidance.
+tells what it would predict and its last features (methods/dmd.py). A run that was stopped goes on. Ends with
+OUT/WIDTH.safetensors, what each width has for itself, for another copy of the same base (pocket generate
+--model FOLDER --width OUT/small.safetensors); and, where all widths were taught, with OUT/pipeline: the elastic
+model with its LoRA, sampled at four levels without guidance.
+
+With --rank 0, which is ours, there is no LoRA: all widths learn at once, in the weights that they share, told
+by predictions alone (methods/dmd.py, ElasticDMD). So ``elastic`` was made, which ships.
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ class Args:
     shift: float = 2.5  # of those levels and of tau; the paper's is 3, at 1024 pixels
     sampler: str = "renoise"  # or euler
     ratio: int = 5  # the critic's steps for each of the student's
-    rank: int = 16  # of LoRA on student and critic; the paper's is 64, on 32 times the width
+    rank: int = 16  # of LoRA on student and critic; the paper's is 64, on 32 times the width. 0: see above
     steps: int = 1500
     batch: int = 16  # per process
     lr: float = 1e-4
@@ -86,14 +90,28 @@ def elastic(name: str) -> Supernet:
     return network
 
 
+def at_once(net: Supernet, teacher: Pipeline, few: Pipeline, args: Args) -> None:
+    """All widths in their shared weights."""
+    base = opened(args.model, args)
+    base.transformer = net.to(teacher.device).requires_grad_(False)
+    told = replace(args, features=False)
+    knowledge = knowledge_of(told, few, base, args.seed) if args.knowledge else None
+    pipe = distilled(like(dmd_scenes.Args, args, look=args.look), teacher, base, knowledge)
+    if not spread.rank():
+        pipe.save_pretrained(args.out / "pipeline", torch.float16)
+
+
 def main(args: Args) -> None:
     net = elastic(args.model)
     widths = args.widths or net.config.names
     for width in widths:
         net.config.plain(width)
-    if args.rank < 1:
-        raise ValueError(f"--rank {args.rank}: expected 1 or more, since the widths share their weights")
+    if args.rank < 0 or (args.rank == 0 and set(widths) != set(net.config.names)):
+        raise ValueError(f"--rank {args.rank}: expected 1 or more, or 0 for all widths at once")
     teacher, few = opened(args.teacher, args), opened(args.few_step_teacher, args)
+    if not args.rank:
+        at_once(net, teacher, few, args)
+        return
     made = with_lora(net, args.rank, 2.0 * args.rank)
     pipe: Pipeline | None = None
     for width in widths:
