@@ -313,7 +313,13 @@ def test_widths_take_turns_and_all_learn():
     method = Spied(net, critic, teacher, tokens, tokens, *players, (1.0, 0.5), every=1)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     optimisers = {who: torch.optim.AdamW(p, 1e-3, weight_decay=0.0) for who, p in method.players.items()}
-    fit(method, lambda *_: Batch(torch.zeros(2, 4, 8, 8), [""] * 2), optimisers, {"net": net}, Run(8))
+    fit(
+        method,
+        lambda *_: Batch(torch.zeros(2, 4, 8, 8), [""] * 2),
+        optimisers,
+        {"net": net, "critic": critic},
+        Run(8),
+    )
     assert {name for name, _ in drawn} == {"half", "full"} and all(same for _, same in drawn)
     moved = {n for n, v in net.state_dict().items() if not torch.equal(v, before[n])}
     assert any(n.startswith("own.half") for n in moved) and any(n.startswith("full.blocks") for n in moved)

@@ -9,8 +9,8 @@ One width after the other (OUT/WIDTH), with a LoRA of its own on student and cri
 share one file. Beside the distribution's gradient, which needs the many-step teacher, the few-step teacher
 tells what it would predict and its last features (methods/dmd.py). A run that was stopped goes on. Ends with
 OUT/WIDTH.safetensors, what each width has for itself, for another copy of the same base (pocket generate
---model FOLDER --width OUT/small.safetensors); and, where all widths were taught, with OUT/pipeline: the elastic
-model with its LoRA, sampled at four levels without guidance.
+--model FOLDER --width OUT/small.safetensors); and, where all widths were taught, with OUT/pipeline: the
+elastic model with its LoRA, sampled at four levels without guidance.
 
 With --rank 0, which is ours, there is no LoRA: all widths learn at once, in the weights that they share, told
 by predictions alone (methods/dmd.py, ElasticDMD). So ``elastic`` was made, which ships.
