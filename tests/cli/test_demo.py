@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from pocketdiffusion.cli.compared import compare, widths
-from pocketdiffusion.cli.demo import Args, Demo
+from pocketdiffusion.cli.demo import COUNTED, Args, Demo, count_right
 from pocketdiffusion.cli.main import guarded
 from pocketdiffusion.eval.report import Report
 from pocketdiffusion.pipeline import Pipeline
@@ -43,6 +43,19 @@ def test_demo_writes_a_report(tiny_folder, tmp_path, capsys):
     compared, by_width = [line.split() for line in told.splitlines() if line.startswith("GMACs per picture")]
     assert float(by_width[-2]) < float(by_width[-1]), "a smaller width has fewer MACs"
     assert len(compared) == len(by_width) + 1, "the ratio of teacher and student"
+
+
+def test_demo_counts_with_a_teacher_of_enough_steps(tiny_pipe, tmp_path, capsys):
+    tiny_pipe.schedule = replace(tiny_pipe.schedule, steps=20)
+    demo = Demo(Args(out=tmp_path), None, tiny_pipe, {}, Report("x"))
+    count_right(demo)
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == len(COUNTED) and (tmp_path / "count.png").exists()
+    # a random network does not draw three red circles
+    assert all(line.startswith(f"{prompt}: ") for prompt, line in zip(COUNTED, lines))
+    assert any("->" in line or "corrected" in line for line in lines), lines
+    page = demo.report.html()
+    assert "what goes (red) and comes (green)" in page and page.count("data:image/png") == len(COUNTED)
 
 
 def test_demo_goes_on_without_a_teacher(tmp_path):

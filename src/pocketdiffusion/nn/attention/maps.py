@@ -4,8 +4,9 @@
     v, a = look(x, t, cond)              v as before; a (B, H W, M) sums to 1 over the words
 
 Logits of the chosen layers are summed over heads and averaged over layers, then a softmax over the words that
-are there. Fused attention stays everywhere else, and outputs are equal. Layers of one map must look at one
-grid; ``finest`` names those of the largest.
+are there, the one that ends a prompt among them (CountDiffusion's prototype leaves that out; that it stays is
+ours). Fused attention stays everywhere else, and outputs are equal. Layers of one map must look at one grid;
+``finest`` names those of the largest.
 """
 
 from __future__ import annotations
