@@ -145,3 +145,20 @@ def test_what_is_refused():
     _, t, cond = model.example()
     with pytest.raises(ValueError, match="sides must be even"):
         model(torch.randn(2, 4, 8, 6), t, cond)
+
+
+def test_a_text_encoder_can_be_left_out():
+    """Of two encoders' words, those of one masked: the same as without them, and another picture."""
+    torch.manual_seed(0)
+    model = ElasticDiT(SMOKE)
+    for p in model.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.1)
+    x, t, cond = model.example(2)
+    whole = replace(cond, mask=torch.ones_like(cond.mask))
+    half = cond.tokens.shape[1] // 2
+    masked = replace(whole, mask=torch.arange(cond.tokens.shape[1]).lt(half).expand_as(cond.mask))
+    cut = replace(whole, tokens=cond.tokens[:, :half], mask=whole.mask[:, :half])
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, t, masked), model(x, t, cut), atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(model(x, t, masked), model(x, t, whole), atol=1e-4)

@@ -181,10 +181,12 @@ def test_multiply_accumulates_at_4096_tokens():
         full = Attention(c.dim, 16, 64, 8)
         x, ctx = torch.empty(1, 4096, c.dim), raster(64, 64, 64, "meta")
     linear = 4096 * (2 * c.dim * c.dim + 2 * c.dim * 512)
-    found = cost(sparse, (x, ctx)).macs - linear - 4096 * c.dim * 16 - 2 * 4 * 64 * 512 * 1024
+    whole = cost(sparse, (x, ctx)).macs - linear
+    found = whole - 4096 * c.dim * 16 - 2 * 4 * 64 * 512 * 1024  # the gate, and keys and values compressed
     dense = cost(full, (x, ctx.rope)).macs - linear
     assert dense == 2 * 4096 * 4096 * c.dim
     assert found / dense == pytest.approx((1024 + 736) / 4096, rel=1e-6)
+    assert whole / dense == pytest.approx(0.439, abs=5e-4)
 
 
 def test_what_is_refused():

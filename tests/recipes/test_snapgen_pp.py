@@ -1,6 +1,8 @@
 """SnapGen++'s recipes run for a few steps, and say what they cannot do."""
 
 import json
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -66,27 +68,23 @@ def test_other_widths_of_ones_own(tiny_folder, tmp_path, capsys):
     assert "expected NAME=SHARE" in line
 
 
-def test_the_widest_that_is_fast_enough(elastic, tmp_path, capsys):
-    table = tmp_path / "costs.json"
-    assert guarded(["costs", str(elastic), "--runs", "2", "--device", "cpu", "-o", str(table)]) == 0
-    rows = json.loads(table.read_text())
+def priced(elastic, path, *flags, half=5.0, full=50.0):
+    """A table of the two widths with times that are known."""
+    argv = ["costs", elastic, "--runs", "2", "--device", "cpu", *flags, "-o", path]
+    assert guarded([*map(str, argv)]) == 0
+    rows = json.loads(path.read_text())
     whole = [r for r in rows["entries"] if r["op"] == "ElasticDiT"]
     assert len(whole) == 2
     for row in whole:
-        row["ms"] = 5.0 if "weight=16x16" in row["parts"]["patchify"] else 50.0
-    table.write_text(json.dumps(rows))
-    argv = [
-        "generate",
-        "a star",
-        "--model",
-        elastic,
-        "--device",
-        "cpu",
-        "-o",
-        tmp_path / "a.png",
-        "--costs",
-        table,
-    ]
+        row["ms"] = half if "weight=16x16" in row["parts"]["patchify"] else full
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_the_widest_that_is_fast_enough(elastic, tmp_path, capsys):
+    table = priced(elastic, tmp_path / "costs.json", "--batch", "2")  # its steps are guided
+    argv = ["generate", "a star", "--model", elastic, "--device", "cpu", "-o", tmp_path / "a.png"]
+    argv += ["--costs", table]
     for budget, width in ((60, "full"), (20, "half")):
         capsys.readouterr()
         assert guarded([*map(str, argv), "--step-ms", str(budget)]) == 0
@@ -95,6 +93,16 @@ def test_the_widest_that_is_fast_enough(elastic, tmp_path, capsys):
     assert "give both or none" in refused(capsys, *argv)
     line = refused(capsys, *argv, "--step-ms", "9", "--width", "half")
     assert "both choose a width" in line
+    assert "leave --size out" in refused(capsys, *argv, "--step-ms", "9", "--size", "64")
+    # a step without guidance, or in another precision, is another row
+    line = refused(capsys, *argv, "--step-ms", "9", "--guidance", "1")
+    assert "no row for a ElasticDiT" in line and f"pocket costs {elastic} measures it" in line
+    line = refused(capsys, *argv, "--step-ms", "9", "--dtype", "bf16")
+    assert f"pocket costs {elastic} --precision bf16 --batch 2 measures it" in line
+    half = priced(elastic, tmp_path / "half.json", "--precision", "bf16")
+    argv[-1] = half
+    assert guarded([*map(str, argv), "--step-ms", "20", "--dtype", "bf16", "--guidance", "1"]) == 0
+    assert "width half" in capsys.readouterr().out
 
 
 def test_a_model_of_one_width(tiny_folder, tmp_path, capsys):
@@ -185,17 +193,44 @@ def test_all_widths_learn_four_steps(elastic, few, tiny_folder, tmp_path, capsys
     assert f"--few-step-teacher {tiny_folder}: has many steps, expected one of few" in again
 
 
-def test_a_walk_is_what_the_teacher_said(few):
-    """x_k and v of a pool give the next x_k by the sampler's rule."""
+@pytest.mark.parametrize("sampler", ["euler", "renoise"])
+def test_a_walk_is_what_the_teacher_said(sampler, few):
+    """v of a pool is the teacher's at x_k, and the next x_k follows by the sampler's rule."""
     args = elastic_scenes_4step.Args("", "", batch=2, pool=1)
     pipe = Pipeline.from_pretrained(few)
+    pipe.schedule = replace(pipe.schedule, sampler=sampler)
     found = elastic_scenes_4step.walks(pipe, args, False)(0, 0)
     assert found.x.shape == (2, 4, 2, 4, 8, 8)
-    cond = pipe.text_encoder.embed(found.text)
-    for k, t in enumerate(pipe.schedule.times):
+    cond, levels = pipe.text_encoder.embed(found.text), pipe.schedule.levels().tolist()
+    for k, (t, s) in enumerate(pairwise(levels[:4])):
+        x, said, ahead = found.x[:, k, 0], found.x[:, k, 1], found.x[:, k + 1, 0]
         with torch.no_grad():
-            v = pipe.transformer(found.x[:, k, 0], torch.full((2,), t), cond)
-        torch.testing.assert_close(found.x[:, k, 1], v, atol=1e-4, rtol=1e-4)
+            v = pipe.transformer(x, torch.full((2,), t), cond)
+        torch.testing.assert_close(said, v, atol=1e-4, rtol=1e-4)
+        if sampler == "euler":
+            torch.testing.assert_close(ahead, x + (s - t) * v, atol=1e-4, rtol=1e-4)
+        else:
+            noise = (ahead - (1 - s) * (x - t * v)) / s
+            assert abs(noise.std() - 1) < 0.15 and abs(noise.mean()) < 0.15
+            assert abs(torch.corrcoef(torch.stack([noise.flatten(), x.flatten()]))[0, 1]) < 0.2, "not fresh"
+
+
+def test_kdmd_of_an_euler_student(elastic, few, tiny_folder, tmp_path, capsys):
+    """A few-step teacher by euler makes a student by euler, which K-DMD then takes as it is."""
+    pipe = Pipeline.from_pretrained(few)
+    pipe.schedule = replace(pipe.schedule, sampler="euler")
+    pipe.save_pretrained(tmp_path / "euler")
+    flags = [*FEW, "--few-step-teacher", tmp_path / "euler"]
+    train("elastic_scenes_4step", *flags, "--pool", "1", "--student", elastic, "--out", tmp_path / "run")
+    flags += ["--model", tmp_path / "run" / "pipeline", "--teacher", tiny_folder, "--rank", "0"]
+    train("kdmd_scenes", *flags, "--out", tmp_path / "k")
+    assert Pipeline.from_pretrained(tmp_path / "k" / "pipeline", width="half").schedule.sampler == "euler"
+    pipe.schedule = replace(pipe.schedule, guidance=2.0)
+    pipe.save_pretrained(tmp_path / "guided")
+    for name, told in ((tiny_folder, "has many steps"), (tmp_path / "guided", "is guided")):
+        flags = [*FEW, "--model", elastic, "--few-step-teacher", name, "--teacher", tiny_folder]
+        line = refused(capsys, "train", "kdmd_scenes", *flags, "--out", tmp_path / "no")
+        assert f"--few-step-teacher {name}: {told}" in line
 
 
 def test_kdmd_of_all_widths_at_once(elastic, few, tiny_folder, tmp_path, capsys):

@@ -185,6 +185,8 @@ first.grad, mine.grad = torch.full((2,), 1.0 + spread.rank()), torch.ones_like(m
 spread.average(parameters)
 assert first.grad.eq(1.5).all() and nobodys.grad is None
 assert mine.grad.eq(0.5).all() and theirs.grad.eq(0.5).all()
+told = spread.agreed({"b": {"x": 1.0 + 2 * spread.rank()}, "a": float(spread.rank()), "n": 3})
+assert told == {"b": {"x": 2.0}, "a": 0.5, "n": 3}
 """
 
 

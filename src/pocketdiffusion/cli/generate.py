@@ -70,9 +70,10 @@ class Args:
     show_correction: Path | None = None
     """With --count-correct: also a PNG of before, mask and after."""
     step_ms: float | None = None
-    """Of an elastic model: the widest that takes at most this long per call, by the table --costs."""
+    """Of an elastic model: the widest that takes at most this long per step, by the table --costs."""
     costs: Path | None = None
-    """A table of `pocket costs MODEL -o FILE`, made on the device that will run it."""
+    """A table of `pocket costs MODEL -o FILE`, made on the device that will run it, in --precision of the
+    --dtype here and, where guidance is used, with --batch 2."""
     bundle: Path | None = None
     """An exported folder (pocket export), run in place of the model by its own runtime."""
     sequential: bool = False
@@ -123,6 +124,8 @@ def check(args: Args) -> list[str]:
         raise ValueError("--step-ms and --costs FILE choose a width together: give both or none")
     if args.step_ms is not None and args.width is not None:
         raise ValueError("--width and --step-ms both choose a width: give one of them")
+    if args.step_ms is not None and args.size:
+        raise ValueError("--step-ms: tables are of the model's own size, leave --size out")
     if args.bundle and (args.width or args.costs or args.decoder or args.lazy):
         raise ValueError(f"--bundle {args.bundle}: is run as exported, without --width, --decoder and --lazy")
     if (args.count or args.show_correction or args.counter or args.count_layers) and not args.count_correct:
@@ -154,13 +157,21 @@ def width_of(args: Args) -> str | None:
         return args.width
     from .. import store
     from ..compress.costs import Costs
-    from ..compress.width import widest
-    from ..pipeline import find
+    from ..compress.width import times, widest
+    from ..pipeline import Pipeline, find
 
     network = store.load(find(args.model) / "transformer")
     if not hasattr(network, "shapes"):
         raise ValueError(f"{args.model}: a {type(network).__name__} has one width, --step-ms has no choice")
-    name, found = widest(network.shapes, Costs.load(args.costs), args.step_ms)
+    guided = Pipeline.from_pretrained(args.model).settings(args.steps, args.guidance).guidance != 1
+    table, flags = Costs.load(args.costs), [] if args.dtype == "fp32" else [f"--precision {args.dtype}"]
+    try:
+        found = times(network.shapes, table, args.dtype, None, 1 + guided)
+    except ValueError as error:
+        flags += ["--batch 2"] if guided else []
+        told = " ".join(["pocket costs", args.model, *flags])
+        raise ValueError(f"--costs {args.costs}: {error}; {told} measures it") from None
+    name = widest(found, args.step_ms)
     print(f"width {name}: " + ", ".join(f"{n} {ms:.3g} ms" for n, ms in found.items()))
     return name
 

@@ -1,6 +1,6 @@
 """Widths of an elastic model: the widest that is fast enough, and files of one alone.
 
-    name, ms = widest(supernet.shapes, Costs.load("costs.json"), budget=40.0)
+    name = widest(times(supernet.shapes, Costs.load("costs.json"), "fp32", None), budget=40.0)
     write(supernet, "small", Path("small.safetensors"))         norms, modulation, LoRA of one width
     adopt(supernet, read(Path("small.safetensors")), source)    into another copy of the same base
 
@@ -87,26 +87,21 @@ def adopt(net: Any, given: Extras, source: Any) -> None:
         there[name].copy_(value)
 
 
-def times(shapes: Mapping[str, Any], table: Costs, precision: str, device: str | None) -> dict[str, float]:
-    """Milliseconds of one call of every width. ValueError where the table lacks a row."""
+def times(
+    shapes: Mapping[str, Any], table: Costs, precision: str, device: str | None, batch: int = 1
+) -> dict[str, float]:
+    """Milliseconds of one call of every width, of ``batch`` rows. ValueError where the table lacks a row."""
     found = {}
     for name, model in shapes.items():
-        inputs = model.example(1, next(model.parameters()).device)
+        inputs = model.example(batch, next(model.parameters()).device)
         found[name] = table.total(calls(model, inputs, [""]), precision, device)[0]
     return found
 
 
-def widest(
-    shapes: Mapping[str, Any],
-    table: Costs,
-    budget: float,
-    precision: str = "fp32",
-    device: str | None = None,
-) -> tuple[str, dict[str, float]]:
-    """The last width that takes at most ``budget`` ms per call, and what each of them takes."""
-    found = times(shapes, table, precision, device)
+def widest(found: Mapping[str, float], budget: float) -> str:
+    """Of the widths, with what a call of each takes, the last one that takes at most ``budget`` ms."""
     fitting = [name for name, ms in found.items() if ms <= budget]
     if not fitting:
         fastest = min(found, key=lambda name: found[name])
         raise ValueError(f"no width takes {budget:g} ms or less; {fastest} takes {found[fastest]:.3g} ms")
-    return fitting[-1], found
+    return fitting[-1]

@@ -41,6 +41,8 @@ from ..train import lora, spread
 from ..train.fit import Data, Hook, Run, State, every, fit
 from ..train.optimisers import adamw, warmup_cosine
 from ..types import Batch
+from . import elastic_scenes
+from .elastic_scenes import Drawing
 from .snapgen_scenes_4step import few, varied
 from .snapgen_scenes_kd import blocks, reads, scenes, shown
 
@@ -161,6 +163,15 @@ def prepared(args: Any, teacher: Pipeline, base: Pipeline, knowledge: Knowledge 
     return Trained(method, networks, pipe)
 
 
+def looking(pipe: Pipeline, base: Pipeline, seed: int) -> list[Hook]:
+    """Stop when what is drawn loses its variety, of every width of a supernet; and sample grids."""
+    net = pipe.transformer
+    if not isinstance(net, Supernet):
+        return [varied(pipe, base, seed), shown(pipe, seed)]
+    watches = [varied(Drawing(pipe, net, name), base, seed, name) for name in net.config.names]
+    return [*watches, elastic_scenes.shown(pipe, net, seed)]
+
+
 def train(made: Trained, data: Data, args: Any, hooks: list[Hook]) -> State:
     run = Run(
         args.steps,
@@ -190,8 +201,7 @@ def distilled(args: Any, teacher: Pipeline, base: Pipeline, knowledge: Knowledge
     data: Data = scenes(args, teacher, teacher.schedule.size) if args.gan else Told(base, args.batch)
     hooks: list[Hook] = []
     if args.look:
-        watch = varied(made.pipe, base, args.seed)
-        hooks = [every(args.look, hook) for hook in (watch, shown(made.pipe, args.seed))]
+        hooks = [every(args.look, hook) for hook in looking(made.pipe, base, args.seed)]
     state = train(made, data, args, hooks)
     student: Any = made.pipe.transformer
     with state.averaged():
@@ -205,6 +215,16 @@ def opened(name: str, args: Any, width: str | None = None) -> Pipeline:
     pipe = Pipeline.from_pretrained(name, width=width).to(choose(args.device))
     for network in pipe.components.values():
         network.requires_grad_(False)
+    return pipe
+
+
+def few_step_teacher(name: str, args: Any) -> Pipeline:
+    """One that is asked as it is, frozen. ValueError for any other."""
+    pipe = opened(name, args)
+    if not pipe.schedule.times:
+        raise ValueError(f"--few-step-teacher {name}: has many steps, expected one of few")
+    if pipe.schedule.guidance != 1:
+        raise ValueError(f"--few-step-teacher {name}: is guided, expected one that is sampled without")
     return pipe
 
 

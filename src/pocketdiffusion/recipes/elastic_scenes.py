@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import store
 from ..device import bf16, choose
@@ -76,15 +77,25 @@ def supernet_of(args: Args, teacher: Pipeline) -> Supernet:
     return Supernet(config).to(teacher.device)
 
 
+class Drawing:
+    """A pipeline of one width, with the weights that the supernet has when it draws."""
+
+    def __init__(self, pipe: Pipeline, net: Supernet, name: str):
+        self.pipe, self.net, self.name, self.device = pipe, net, name, pipe.device
+
+    def sample(self, *args: Any, **kwargs: Any) -> Tensor:
+        own = self.pipe
+        drawn = Pipeline(self.net.extract(self.name), own.text_encoder, own.vae, own.schedule, own.decoder)
+        return drawn.sample(*args, **kwargs)
+
+
 def shown(pipe: Pipeline, net: Supernet, seed: int) -> Hook:
     """Sample grids of every width, a row each, in TensorBoard."""
 
     def look(state: State) -> None:
         with state.averaged():
-            rows = []
-            for name in net.config.names:
-                drawn = Pipeline(net.extract(name), pipe.text_encoder, pipe.vae, pipe.schedule, pipe.decoder)
-                rows.append(torch.cat(list(drawn.sample(LOOK, seed=seed)), dim=-1))
+            drawn = [Drawing(pipe, net, name).sample(LOOK, seed=seed) for name in net.config.names]
+            rows = [torch.cat(list(pictures), dim=-1) for pictures in drawn]
         if state.log:
             state.log.grid(state.step, "samples", torch.cat(rows, dim=-2))
 

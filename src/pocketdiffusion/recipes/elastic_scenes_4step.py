@@ -25,7 +25,7 @@ from ..pipeline import Pipeline, same_latents
 from ..train import spread
 from ..train.fit import Run, every, fit
 from ..train.optimisers import adamw, warmup_decay
-from .dmd_scenes import opened
+from .dmd_scenes import few_step_teacher, opened
 from .elastic_scenes import shown
 from .kdmd_scenes import elastic
 from .snapgen_scenes_kd import reads
@@ -73,14 +73,14 @@ def walks(few: Pipeline, args: Args, half: bool) -> Pool:
 
 
 def main(args: Args) -> None:
-    few, base = opened(args.few_step_teacher, args), opened(args.student, args)
-    if not few.schedule.times:
-        raise ValueError(f"--few-step-teacher {args.few_step_teacher}: has many steps, expected one of few")
+    few, base = few_step_teacher(args.few_step_teacher, args), opened(args.student, args)
+    if few.schedule.sampler not in ("euler", "renoise"):
+        raise ValueError(f"--few-step-teacher {args.few_step_teacher}: expected one by euler or renoise")
     same_latents(args.student, base.vae, args.few_step_teacher, few.vae)
-    net, half = elastic(args.student).to(few.device).train(), bf16(few.device, args.bf16)
+    net, half = elastic(args.student, "--student").to(few.device).train(), bf16(few.device, args.bf16)
     torch.manual_seed(args.seed)
     read, owned = reads(base.text_encoder, False), list(net.parameters())
-    method = ElasticSteps(net, net.config.names, read, owned, few.schedule.times, args.inner, args.subs)
+    method = ElasticSteps(net, net.config.names, read, owned, few.schedule.times or (), args.inner, args.subs)
     pipe = Pipeline(net, base.text_encoder, base.vae, few.schedule, base.decoder)
     pipe.teacher = few.teacher
     hooks = [every(args.look, shown(pipe, net, args.seed))] if args.look else []

@@ -30,7 +30,7 @@ from ..models.supernet import Supernet, key, with_lora
 from ..pipeline import Pipeline, same_latents, supernet
 from ..train import lora, spread
 from . import dmd_scenes
-from .dmd_scenes import distilled, opened
+from .dmd_scenes import distilled, few_step_teacher, opened
 from .snapgen_claims import like
 from .snapgen_scenes_kd import last_features, reads
 
@@ -47,7 +47,7 @@ class Args:
     guidance: float | None = None  # of the teacher; None: what its pipeline says
     levels: int = 4  # steps of the result
     shift: float = 2.5  # of those levels and of tau; the paper's is 3, at 1024 pixels
-    sampler: str = "renoise"  # or euler
+    sampler: str | None = None  # renoise or euler; None: renoise, or what a student of few steps has
     ratio: int = 5  # the critic's steps for each of the student's
     rank: int = 16  # of LoRA on student and critic; the paper's is 64, on 32 times the width. 0: see above
     steps: int = 1500
@@ -83,10 +83,10 @@ def adopt(net: Supernet, width: str, learned: dict[str, Any]) -> None:
             net.lora_b[key(width, name)].copy_(b)
 
 
-def elastic(name: str) -> Supernet:
+def elastic(name: str, flag: str = "--model") -> Supernet:
     network = supernet(name)
     if network.config.rank:
-        raise ValueError(f"--model {name}: has few steps already (a LoRA of rank {network.config.rank})")
+        raise ValueError(f"{flag} {name}: has few steps already (a LoRA of rank {network.config.rank})")
     return network
 
 
@@ -108,7 +108,7 @@ def main(args: Args) -> None:
         net.config.plain(width)
     if args.rank < 0 or (args.rank == 0 and set(widths) != set(net.config.names)):
         raise ValueError(f"--rank {args.rank}: expected 1 or more, or 0 for all widths at once")
-    teacher, few = opened(args.teacher, args), opened(args.few_step_teacher, args)
+    teacher, few = opened(args.teacher, args), few_step_teacher(args.few_step_teacher, args)
     if not args.rank:
         at_once(net, teacher, few, args)
         return

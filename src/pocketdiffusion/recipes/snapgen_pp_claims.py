@@ -47,7 +47,7 @@ from ..train.fit import Run, State, fit
 from ..train.optimisers import adamw, warmup_cosine
 from ..types import Cond, Method
 from . import dmd_scenes
-from .dmd_scenes import distilled, opened
+from .dmd_scenes import distilled, few_step_teacher, opened
 from .kdmd_scenes import knowledge_of
 from .snapgen_claims import like
 from .snapgen_kd_ladder import drawn, losses
@@ -206,10 +206,12 @@ def distribution(arm: str, seed: int, teacher: Pipeline, args: Args) -> dict[str
     kind, _, rate = arm.partition("@")
     where = args.out / args.claim / f"{arm}-{seed}"
     begun(args, f"{arm}-{seed}")
-    own = like(dmd_scenes.Args, args, out=where, seed=seed, lr=float(rate), lr_critic=float(rate))
+    sampler = None if base.schedule.times else args.sampler
+    rates = {"lr": float(rate), "lr_critic": float(rate)}
+    own = like(dmd_scenes.Args, args, out=where, seed=seed, sampler=sampler, **rates)
     knowledge = None
     if kind == "kdmd":
-        knowledge = knowledge_of(args, opened(args.few_step_teacher, args), base, seed)
+        knowledge = knowledge_of(args, few_step_teacher(args.few_step_teacher, args), base, seed)
     return drawn(distilled(own, teacher, base, knowledge), args, seed)
 
 
@@ -258,7 +260,9 @@ def steadier(found: Found, rates: Sequence[float], measures: Mapping[str, int]) 
         if len(plain) > 1 and variance(known) > 0:
             ratio, free = variance(plain) / variance(known), len(plain) - 1
             tail = min(f.sf(ratio, free, free), f.cdf(ratio, free, free))
-            row |= {"variance, dmd / kdmd": ratio, "p (two-sided)": float(2 * tail)}
+            ends = [ratio / float(f.ppf(share, free, free)) for share in (0.975, 0.025)]
+            row |= {"variance, dmd / kdmd": ratio, "95 %": f"{ends[0]:.2g} to {ends[1]:.3g}"}
+            row |= {"p (two-sided)": float(2 * tail)}
         rows.append(row)
     return rows
 

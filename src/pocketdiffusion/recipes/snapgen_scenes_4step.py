@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +97,7 @@ def balance() -> list[Hook]:
     ]
 
 
-def varied(pipe: Pipeline, base: Pipeline, seed: int) -> Hook:
+def varied(pipe: Any, base: Pipeline, seed: int, name: str = "") -> Hook:
     """Stop when the pictures of a prompt become alike, against what ``base`` draws with all of its steps."""
     prompts = [p for p in LOOK for _ in range(PER)]
     features = store.load(SHIPPED / "scenes" / "features").to(pipe.device).requires_grad_(False).features
@@ -106,7 +107,7 @@ def varied(pipe: Pipeline, base: Pipeline, seed: int) -> Hook:
 
     with torch.no_grad():
         least = 0.3 * pairwise(features(base.sample(prompts, seed=seed)), PER)
-    return Watch("diversity", diversity(drawn, features, PER), low=least, patience=2)
+    return Watch(f"diversity {name}".strip(), diversity(drawn, features, PER), low=least, patience=2)
 
 
 def watches(pipe: Pipeline, base: Pipeline, latents: Tensor, args: Args) -> list[Hook]:

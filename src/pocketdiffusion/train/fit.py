@@ -278,6 +278,8 @@ def fit(
     def save() -> None:
         nonlocal written
         if run.home and written != state.step:
+            # every process resumes with what the first one saves, and so it goes on with that
+            state.method.load_state_dict(spread.agreed(state.method.state_dict()))
             taken = shard.whole(snapshot(state, optimisers, data))
             if spread.rank() == 0:
                 checkpoint.save(run.home, state.step, taken, run.keep)

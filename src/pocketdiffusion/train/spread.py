@@ -9,7 +9,8 @@ Every process draws its own batch (rank is part of the seed) and holds the whole
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,34 @@ def average(parameters: Sequence[nn.Parameter]) -> None:
     flat /= world()
     for g, part in zip(grads, flat.split([g.numel() for g in grads])):
         g.copy_(part.view_as(g))
+
+
+def agreed(numbers: dict[str, Any]) -> dict[str, Any]:
+    """The floats of a nested dict, averaged over all processes; what else there is, is each one's own."""
+    found: list[float] = []
+
+    def gathered(at: dict[str, Any]) -> None:
+        for key in sorted(at):
+            if isinstance(at[key], dict):
+                gathered(at[key])
+            elif isinstance(at[key], float):
+                found.append(at[key])
+
+    def with_means(at: dict[str, Any], means: Iterator[float]) -> dict[str, Any]:
+        made = dict(at)
+        for key in sorted(at):
+            if isinstance(at[key], dict):
+                made[key] = with_means(at[key], means)
+            elif isinstance(at[key], float):
+                made[key] = next(means)
+        return made
+
+    gathered(numbers)
+    if world() == 1 or not found:
+        return numbers
+    sums = torch.tensor(found, dtype=torch.float64)
+    dist.all_reduce(sums)
+    return with_means(numbers, iter((sums / world()).tolist()))
 
 
 def agree(tensors: Sequence[Tensor]) -> None:
