@@ -48,14 +48,23 @@ def test_what_is_asked_for():
     assert [(t.phrase, t.count) for t in found] == [("red circle", 3)] and found[0].where != (0, 0)
     (one,) = asked("red circles", ["red circles=3"], counter)
     assert one.count == 3 and one.where == (4, 11), "where the prompt itself has no number"
+    (one,) = asked("red circles and blue circles", ["blue circles=3"], counter)
+    assert one.where == (21, 28), "the blue ones, which stand second"
+    assert asked("red circles", [], counter) == []
     for prompt, flags, message in (
-        ("red circles", [], "no count to correct"),
         ("two lighthouses", [], "does not know 'lighthouse'"),
         ("two stars", ["rings=1"], "does not speak of it"),
         ("two stars", ["rings"], "expected NAME=NUMBER"),
+        ("two red circles and three blue circles", ["circles=4"], "speaks of it 2 times; name one with"),
     ):
         with pytest.raises(ValueError, match=message):
             asked(prompt, flags, counter)
+
+
+def test_a_prompt_without_a_number_is_drawn_as_it_is(slow_pipe):
+    made = Looking(slow_pipe)("red stars", seed=3)
+    assert torch.equal(made.picture, slow_pipe.sample(["red stars"], seed=3)[0]) and not made.changed
+    assert made.line() == "no number in it, so there is nothing to correct"
 
 
 def test_a_right_count_gives_the_same_picture(slow_pipe):

@@ -214,11 +214,15 @@ def test_what_does_not_fit():
 
 def test_a_plan_by_search_keeps_to_its_budget():
     errors = {("a", 1): 1.0, ("a", 2): 9.0, ("b", 1): 3.0, ("b", 2): 4.0}
-    plan = searched((1.0, 0.5, 0.2), errors, {"a": 1.0, "b": 2.0}, 7.0)
+    costs = {"a": [1.0] * 3, "b": [2.0] * 3}
+    plan = searched((1.0, 0.5, 0.2), errors, costs, 7.0)
     # 9 ms in all; the cheapest per ms are ("a", 1) and ("b", 1)
     assert plan.skips == {"a": (False, True, False), "b": (False, True, False)}
     with pytest.raises(ValueError, match="no plan takes 1 ms or less: the laziest takes 3 ms"):
-        searched((1.0, 0.5, 0.2), errors, {"a": 1.0, "b": 2.0}, 1.0)
+        searched((1.0, 0.5, 0.2), errors, costs, 1.0)
+    # a step that costs more is worth more
+    plan = searched((1.0, 0.5, 0.2), errors, {"a": [1.0, 1.0, 9.5], "b": [2.0] * 3}, 8.0)
+    assert plan.skips["a"] == (False, False, True)
 
 
 def test_errors_of_single_rests():

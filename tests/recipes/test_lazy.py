@@ -8,6 +8,7 @@ import pytest
 from pocketdiffusion.cli.main import guarded
 from pocketdiffusion.compress.lazy import Plan, alternating
 from pocketdiffusion.pipeline import Pipeline, Schedule
+from pocketdiffusion.recipes import lazy_scenes
 from pocketdiffusion.recipes.lazy_claims import as_many_calls, shortened
 
 pytestmark = pytest.mark.slow
@@ -30,32 +31,65 @@ def test_lazy_scenes(tiny_folder, tmp_path, capsys):
     assert pipe("a star", lazy=plan)[0].size == (32, 32) and (out / "gates.safetensors").exists()
 
 
-def test_a_search_under_a_budget(tiny_folder, tmp_path, capsys):
-    table, out = tmp_path / "costs.json", tmp_path / "run"
-    pipe = Pipeline.from_pretrained(tiny_folder)
-    batch = ["--batch", "2"] if pipe.schedule.guidance != 1 else []
-    assert (
-        guarded(["costs", str(tiny_folder), *batch, "--runs", "2", "--device", "cpu", "-o", str(table)]) == 0
-    )
-    rows = json.loads(table.read_text())
-    for row in rows["entries"]:  # two blocks of two branches that may rest, and as much again
-        row["ms"] = {"DiT": 8.0, "Attention": 1.0, "MLP": 1.0}.get(row["op"], row["ms"])
-    table.write_text(json.dumps(rows))
-    flags = ["--model", tiny_folder, "--steps-sampled", "5", "--costs", table, "--searched", "1"]
-    assert run(*flags, "--budget-ms", "33", "24", "--out", out) == 0
+def priced(folder, path, batch, unit):
+    """A table of the network: a branch that may rest takes ``unit`` ms, all of it eight times that."""
+    flags = ["--batch", batch, "--runs", 2, "--device", "cpu", "-o", path]
+    assert guarded(["costs", str(folder), *map(str, flags)]) == 0
+    rows = json.loads(path.read_text())
+    for row in rows["entries"]:
+        row["ms"] = unit * {"DiT": 8.0, "Attention": 1.0, "MLP": 1.0}.get(row["op"], 0.1)
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_a_search_under_a_budget(tiny_pipe, tmp_path, capsys):
+    """Guided steps are priced as two rows, others as one; of two blocks four branches may rest."""
+    tiny_pipe.schedule = replace(tiny_pipe.schedule, guidance=2.0, interval=(0.0, 0.9), steps=5)
+    tiny_pipe.save_pretrained(tmp_path / "model")
+    assert lazy_scenes.rows(tiny_pipe.schedule)[0] == 1
+    guided = sum(n == 2 for n in lazy_scenes.rows(tiny_pipe.schedule))
+    full = 8.0 * (5 - guided) + 16.0 * guided
+    tables = [priced(tmp_path / "model", tmp_path / f"{n}.json", n, n) for n in (1, 2)]
+    flags = ["--model", tmp_path / "model", "--steps-sampled", "5", "--searched", "1", "--costs", *tables]
+    out, budget = tmp_path / "run", f"{full - 6:g}"
+    assert run(*flags, "--budget-ms", budget, "--out", out) == 0
     told = capsys.readouterr().out
-    assert "40 ms without rests, 33 ms with" in told and "laziness along the depth" in told
-    plans = Pipeline.from_pretrained(out / "pipeline").plans
-    assert [round(20 * plans[name].laziness) for name in ("33ms", "24ms")] == [7, 16]
-    assert (out / "lazy-33ms.svg").exists() and not (out / "gates.safetensors").exists()
-    for more, message in (
-        (["--budget-ms", "23"], "--budget-ms 23: what never rests takes 24 ms"),
-        (["--budget-ms", "40"], "expected more than 0 and less than 40"),
-        (["--budget-ms", "30", "--precision", "bf16"], "make it by pocket costs"),
+    assert f"{full:g} ms without rests" in told and "laziness along the depth" in told
+    plan = Pipeline.from_pretrained(out / "pipeline").plans[f"{budget}ms"]
+    rows = lazy_scenes.rows(tiny_pipe.schedule)
+    saved = sum(rows[i] for row in plan.skips.values() for i in range(5) if row[i])
+    assert 6 <= saved <= 7, "as much as was asked for, and not more than one branch beyond"
+    assert f"{full - saved:g} ms with" in told
+    assert (out / f"lazy-{budget}ms.svg").exists() and not (out / "gates.safetensors").exists()
+    for changed, message in (
+        (["--budget-ms", "1"], "--budget-ms 1: what never rests takes"),
+        (["--budget-ms", full], f"expected more than 0 and less than {full:g}"),
+        (["--budget-ms", "30", "--precision", "bf16"], "--precision bf16 measures it"),
+        (["--budget-ms", "30", "--costs", tables[0]], "--batch 2 --precision fp32 measures it"),
         ([], "a search needs both"),
     ):
-        assert run(*flags, *more, "--out", tmp_path / "no") == 2
+        assert run(*flags, *changed, "--out", tmp_path / "no") == 2
         assert message in capsys.readouterr().err
+    # the least that the message names is a budget that can be kept
+    assert run(*flags, "--budget-ms", "1", "--out", tmp_path / "no") == 2
+    least = capsys.readouterr().err.split()[-2]
+    assert run(*flags, "--budget-ms", least, "--out", tmp_path / "least") == 0
+
+
+def test_where_guidance_begins_nothing_rests(tiny_pipe, tmp_path, capsys):
+    """Said before anything is trained."""
+    schedule = replace(tiny_pipe.schedule, guidance=2.0, interval=(0.0, 0.9), steps=20, shift=2.5)
+    tiny_pipe.schedule = schedule
+    tiny_pipe.save_pretrained(tmp_path / "model")
+    assert lazy_scenes.reachable(schedule) == 0.45
+    assert lazy_scenes.reachable(replace(schedule, guidance=1.0)) == 0.5
+    flags = ["--model", tmp_path / "model", "--out", tmp_path / "run", "--steps-sampled", "20"]
+    assert run(*flags, "--laziness", "0.5") == 2
+    assert "--laziness 0.5: gates let every second step rest" in capsys.readouterr().err
+    argv = ["train", "lazy_claims", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "c")]
+    argv += ["--sampled", "20", "--laziness", "0.3", "--arms", "gates", "attn"]
+    assert guarded(argv) == 2
+    assert "attn-20-0.3 can let 0.225 of all calls rest at most" in capsys.readouterr().err
 
 
 def test_lazy_claims_of_few_steps(tiny_pipe, tmp_path, capsys):
@@ -64,17 +98,21 @@ def test_lazy_claims_of_few_steps(tiny_pipe, tmp_path, capsys):
     schedule = replace(tiny_pipe.schedule, times=(1.0, 0.9, 0.7, 0.4), guidance=1.0, sampler="renoise")
     tiny_pipe.schedule = replace(schedule, steps=4)
     tiny_pipe.save_pretrained(tmp_path / "few")
-    flags = ["--model", tmp_path / "few", "--out", tmp_path / "run", "--seeds", "0", "--pictures", "32"]
+    flags = ["--model", tmp_path / "few", "--out", tmp_path / "run", "--seeds", "0", "1", "--pictures", "32"]
     flags += ["--prompts", "0", "--searched", "1", "--near", "2", "--thresholds", "1e9"]
     argv = ["train", "lazy_claims", *map(str, flags)]
-    assert guarded([*argv, "--arms", "full", "alternating", "searched", "cache", "first", "fewer"]) == 0
-    kept = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "run").glob("*-0.json")}
-    assert kept["alternating-4-0"]["calls"] == kept["fewer-4-0.5-0"]["calls"] == 0.5
+    assert guarded([*argv, "--arms", "fewer", "full", "alternating", "searched", "cache", "first"]) == 0
+    kept = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "run").glob("*.json")}
+    for seed in "01":
+        assert kept[f"alternating-4-{seed}"]["calls"] == kept[f"fewer-4-0.5-{seed}"]["calls"] == 0.5
+        assert kept[f"full-4-{seed}"]["calls"] == 1 and kept[f"full-4-{seed}"]["distance"] == 0
     assert kept["searched-4-0.5-0"]["calls"] == pytest.approx(0.5, abs=0.05)
     assert {"attn_early", "mlp_early"} <= set(kept["searched-4-0.5-0"])
     assert "lazier in the first half of the depth" in capsys.readouterr().out
     assert guarded([*argv, "--arms", "gates"]) == 2
     assert "gates-4-0.5 needs gates" in capsys.readouterr().err
+    assert guarded([*argv, "--arms", "searched", "--laziness", "0.8"]) == 2
+    assert "can let 0.75 of all calls rest at most" in capsys.readouterr().err
     assert (
         shortened(tiny_pipe.schedule, 2).times == (1.0, 0.7) and shortened(tiny_pipe.schedule, 1).steps == 1
     )

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from pocketdiffusion.data.scenes import TRAIN_WORLD, Scenes
-from pocketdiffusion.text.numbers import Target, given, place, singular, targets
+from pocketdiffusion.text.numbers import Target, given, places, singular, targets
 
 each = pytest.mark.parametrize
 
@@ -38,7 +38,10 @@ def test_where_the_noun_stands():
 
 
 def test_where_a_noun_without_a_number_stands():
-    assert place("Red Circles on grey", "circle") == (4, 11) and place("red circles", "star") == (0, 0)
+    assert places("Red Circles on grey", "circle") == [(4, 11)] and places("red circles", "star") == []
+    both = "red circles and blue circles"
+    assert places(both, "blue circle") == [(21, 28)] and places(both, "circle") == [(4, 11), (21, 28)]
+    assert places(both, "green circle") == []
 
 
 def test_order_and_noun():
@@ -77,3 +80,27 @@ def test_counts_that_are_given():
     for flag in ("circles", "=3", "circles=many", "circles=-1"):
         with pytest.raises(ValueError, match="expected NAME=NUMBER"):
             given([flag])
+
+
+@pytest.mark.parametrize(
+    "prompt, found",
+    [
+        ("a hundred stars", {"star": 100}),
+        ("1,000 stars", {"star": 1000}),
+        ("two hundred and five red circles", {"red circle": 205}),
+        ("a hundred and twenty one stars, two circles", {"star": 121, "circle": 2}),
+        ("a dozen stars", {"star": 12}),
+        ("dozen stars and two dozen circles", {"star": 12, "circle": 24}),
+        ("two pairs of shoes", {"shoe": 4}),
+        ("a couple of stars", {"star": 2}),
+        ("a few red circles", {}),
+        ("dozens of stars", {}),
+        ("several stars and a lot of circles", {}),
+        ("five red circles in a row", {"red circle": 5}),
+        ("a group of three circles", {"circle": 3}),
+        ("a grid of nine blue squares", {"blue square": 9}),
+        ("three stars, 2 circles", {"star": 3, "circle": 2}),
+    ],
+)
+def test_large_and_vague_numbers(prompt, found):
+    assert {t.phrase: t.count for t in targets(prompt)} == found

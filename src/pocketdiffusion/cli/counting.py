@@ -7,7 +7,7 @@ made.found, made.counted, made.pictures      before, after, and (before, mask, a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from math import sqrt
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +25,7 @@ from ..rewards.count import Counter, DetectorCounter
 from ..rewards.scenes import SceneDetector
 from ..teachers import maps as foreign
 from ..teachers.diffusers import Foreign
-from ..text.numbers import Target, given, place, targets
+from ..text.numbers import Target, given, places, targets
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -47,6 +47,8 @@ class Counted:
         def told(counts: dict[str, int]) -> str:
             return ", ".join(f"{n} {phrase}" for phrase, n in counts.items())
 
+        if not self.wanted:
+            return "no number in it, so there is nothing to correct"
         found, wanted, after = told(self.found), told(self.wanted), told(self.counted)
         if not self.changed:
             return f"found {found}, as asked: nothing to correct; finished with {after}"
@@ -60,19 +62,23 @@ def scene_counter(lenient: bool = False) -> DetectorCounter:
 
 
 def asked(prompt: str, flags: Sequence[str], counter: Counter) -> list[Target]:
-    """What is to be counted. ValueError where the prompt has no number or the counter lacks a noun."""
-    found = targets(prompt)
-    if flags:
-        there = {t.phrase: t.where for t in found} | {t.noun: t.where for t in found}
-        found = [
-            Target(t.phrase, t.count, there.get(t.phrase) or place(prompt, t.noun)) for t in given(flags)
-        ]
-    if not found:
-        raise ValueError(f"{prompt!r}: no number and no article in it, so there is no count to correct")
+    """What is to be counted; nothing, where a prompt has no number. ValueError for what cannot be."""
+    found = [pointed(prompt, t) for t in given(flags)] if flags else targets(prompt)
     counter.check([t.phrase for t in found])
-    if missing := [t.phrase for t in found if t.where == (0, 0)]:
-        raise ValueError(f"--count {missing[0]}: the prompt {prompt!r} does not speak of it")
     return found
+
+
+def pointed(prompt: str, target: Target) -> Target:
+    """A target of --count with its place in the prompt."""
+    found = places(prompt, target.phrase)
+    if not found:
+        raise ValueError(f"--count {target.phrase}: the prompt {prompt!r} does not speak of it")
+    if len(found) > 1:
+        raise ValueError(
+            f"--count {target.phrase}: the prompt {prompt!r} speaks of it {len(found)} times; "
+            "name one with the words before it"
+        )
+    return replace(target, where=found[0])
 
 
 def words_of(pipe: Any, prompt: str, wanted: Sequence[Target]) -> dict[str, list[int]]:
@@ -171,7 +177,7 @@ class Looking:
             return pipe.decoder.decode(z).float().clamp(-1, 1)
 
         def count(pictures: Tensor) -> list[dict[str, list[Tensor]]]:
-            return self.counter(pictures, phrases)
+            return self.counter(pictures, phrases) if phrases else [{} for _ in pictures]
 
         made = correct(
             model,
@@ -190,7 +196,7 @@ class Looking:
         )
         with torch.no_grad():
             picture, before = decode(made.x)[0], decode(made.preview)[0]
-        after = {p: len(m) for p, m in self.counter(picture[None], phrases)[0].items()}
+        after = {p: len(m) for p, m in count(picture[None])[0].items()}
         shown = torch.cat([before, masked(made, before), picture], -1)
         return Counted(numbers, made.found, after, picture, shown, made.masks is not None, made.calls)
 

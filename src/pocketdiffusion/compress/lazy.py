@@ -257,14 +257,17 @@ def ranked(
 ) -> Plan:
     """A plan as lazy as that, of the branches and steps whose gates had the lowest k (ByGates.seen).
 
-    Those at exactly 1/2 were never trained and stay. ValueError where there are too few of the others.
+    Those at exactly 1/2 were never trained and stay. ValueError where there are too few of the others: every
+    second step has gates, and where guidance begins they are not asked.
     """
     means = {pair: sum(ks) / len(ks) for pair, ks in seen.items() if pair[1] > 0}
     order = sorted((pair for pair, k in means.items() if k != 0.5), key=lambda pair: means[pair])
     wanted = round(laziness * len(names) * len(times))
     if wanted > len(order):
         most = len(order) / len(names) / len(times)
-        raise ValueError(f"laziness {laziness:g}: gates were trained for {most:.2g} of all calls at most")
+        raise ValueError(
+            f"laziness {laziness:g}: of all calls {most:.3g} can rest, by the gates that there are"
+        )
     rests = set(order[:wanted])
     return Plan(tuple(times), {n: tuple((n, i) in rests for i in range(len(times))) for n in names})
 
@@ -272,25 +275,28 @@ def ranked(
 def searched(
     times: Sequence[float],
     errors: Mapping[tuple[str, int], float],
-    costs: Mapping[str, float],
+    costs: Mapping[str, Sequence[float]],
     budget: float,
 ) -> Plan:
     """Greedy: skip what costs least error per millisecond until all calls together take ``budget`` ms.
 
-    ``errors``: of skipping one branch at one step alone; ``costs``: ms of a call of each branch. ValueError
-    where even the laziest plan takes longer.
+    ``errors``: of skipping one branch at one step alone; ``costs``: ms of each branch at every step.
+    ValueError where even the laziest plan takes longer.
     """
-    names = list(costs)
-    total = sum(costs.values()) * len(times)
-    order = sorted((pair for pair in errors if pair[1] > 0), key=lambda pair: errors[pair] / costs[pair[0]])
-    skips = {name: [False] * len(times) for name in names}
-    for name, step in order:
-        if total <= budget:
+    total = sum(map(sum, costs.values()))
+    slack = 1e-9 * total
+
+    def price(pair: tuple[str, int]) -> float:
+        return errors[pair] / costs[pair[0]][pair[1]]
+
+    skips = {name: [False] * len(times) for name in costs}
+    for name, step in sorted((pair for pair in errors if pair[1] > 0), key=price):
+        if total <= budget + slack:
             break
         skips[name][step] = True
-        total -= costs[name]
-    if total > budget:
-        raise ValueError(f"no plan takes {budget:g} ms or less: the laziest takes {total:.3g} ms")
+        total -= costs[name][step]
+    if total > budget + slack:
+        raise ValueError(f"no plan takes {budget:g} ms or less: the laziest takes {total:.6g} ms")
     return Plan(tuple(times), {name: tuple(row) for name, row in skips.items()})
 
 

@@ -8,8 +8,9 @@
 Prompts ask for 1 to 9 things of one kind (``single``), or for 1 to 3 each of two kinds (``several``). Arm
 ``plain`` is the pipeline as it is; ``corrected-MIDDLE-SIZE`` looks at that share of the steps and guides with
 steps of that size, from the same noise. Measures: exact counts and absolute errors, by the counter that also
-corrects and, from the kept pictures, by the judge (recipes/count_judge.py); ``strays``, things that nobody
-asked for, of another shape or colour, per picture; the Frechet distance to the world of up to nine things;
+corrects, which takes a thing by its colour where no shape fits; from the kept pictures by SceneEval's own
+(``strict``: outlines and shapes must be right) and by the judge (recipes/count_judge.py); ``strays``, things
+per picture that nobody asked for; the Frechet distance to the world of up to nine things;
 pictures that were changed; calls of the denoiser; and of ``plain`` pictures the share whose count was
 foreseen at a part of the steps (``at_45``: 45 %). Every run is kept (OUT/ARM-SEED.json and .safetensors) and
 not repeated; a seed is that of the sampling noise. Settings are chosen with --prompt-seed 1 and reported with
@@ -50,8 +51,9 @@ from ..train import spread
 
 MAY_CHANGE = {"seeds", "middles", "sizes", "batch", "judge"}
 MEASURES = {
-    "single": 3, "several": 3, "single_judge": 3, "several_judge": 3, "error": 2, "error_judge": 2,
-    "strays": 3, "frechet": 2, "changed": 3, "calls": 1,
+    "single": 3, "several": 3, "single_strict": 3, "several_strict": 3, "single_judge": 3, "several_judge": 3,
+    "error": 2, "error_strict": 2, "error_judge": 2, "strays": 3, "strays_strict": 3, "frechet": 2,
+    "changed": 3, "calls": 1,
 }  # fmt: skip
 FORESEEN = (30, 45, 60, 75, 90)  # percent of the steps
 
@@ -160,6 +162,19 @@ def by_judge(
     return judged.means()
 
 
+def strictly(prompts: list[tuple[str, str]], path: Path) -> dict[str, float]:
+    """Of kept pictures, what the detector says that SceneEval asks, to which shapes and outlines matter."""
+    counter = scene_counter()
+    judged = Judged(counter)
+    for (kind, prompt), picture in zip(prompts, kept(path)):
+        wanted = {t.phrase: t.count for t in asked(prompt, (), counter)}
+        there = counter.detector(picture[None])[0]
+        named = [counter.named(thing, list(wanted)) for thing in there]
+        judged.score(kind, wanted, {p: float(sum(p in n for n in named)) for p in wanted}, "_strict")
+        judged.note("strays_strict", sum(not n for n in named))
+    return judged.means()
+
+
 @torch.no_grad()
 def distance(pictures: list[Tensor]) -> float:
     """To as many pictures of the world of up to nine things, by the features of the scenes world."""
@@ -250,7 +265,12 @@ def main(args: Args) -> None:
         for arm, seeds in found.items():
             for seed, measured in seeds.items():
                 measured |= by_judge(judge, count, prompts, args.out / f"{arm}-{seed}.safetensors")
-    measures = {m: d for m, d in MEASURES.items() if judge or not m.endswith("_judge")}
+    if not args.counter:
+        for arm, seeds in found.items():
+            for seed, measured in seeds.items():
+                measured |= strictly(prompts, args.out / f"{arm}-{seed}.safetensors")
+    missing = ("_judge",) * (judge is None) + ("_strict",) * bool(args.counter)
+    measures = {m: d for m, d in MEASURES.items() if not m.endswith(missing)}
     print(text(table(found, measures)))
     print(text(table({"plain": found["plain"]}, {f"at_{percent}": 3 for percent in FORESEEN})))
     print(text(against(found, "plain", measures)))

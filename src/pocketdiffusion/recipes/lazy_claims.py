@@ -1,7 +1,8 @@
 """LazyDiT's claims, over seeds: lazy sampling against fewer steps at equal calls.
 
     pocket train lazy_claims                                             # 10, 20 and 50 steps, 3 seeds
-    pocket train lazy_claims --sampled 20 --laziness 0.3 --arms gates fewer attn mlp
+    pocket train lazy_claims --sampled 20 --laziness 0.3 --arms gates searched cache first fewer
+    pocket train lazy_claims --sampled 20 --laziness 0.2 --arms gates attn mlp fewer        # one kind alone
     pocket train lazy_claims --sampled 20 --rhos 1e-5 3e-5 1e-4 --arms own      # laziness against the price
     pocket train lazy_claims --model runs/dmd_scenes/pipeline --laziness 0.5 --arms full searched first fewer
     pocket train lazy_claims --sampled 20 --laziness 0.3 --arms gates searched cache first
@@ -16,7 +17,7 @@ Arms, for every number of steps N and laziness L:
     attn, mlp     plans of one kind alone
     cache, first  by how far the input has moved, and diffusers' First Block Cache, for every threshold
     fewer         the full pipeline with the fewest steps that make no fewer calls than the plan of the gates,
-                  of a laziness of 1/2 than ``alternating``
+                  of a laziness of 1/2 than ``alternating``, of a few-step pipeline than ``searched``
 
 ``calls`` is the share of branch calls of the full pipeline that ran, guided ones counting twice; ``distance``
 the mean absolute difference of --near pictures to the full pipeline's from the same noise. Every run is kept
@@ -27,6 +28,7 @@ Numbers: docs/results.md.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -154,13 +156,8 @@ def search(pipe: Pipeline, share: float, seed: int, args: Args) -> Plan:
     """The plan of least errors in which every call costs the same, as it does where calls are counted."""
     names, times = branches(pipe.transformer, args.branches), pipe.schedule.levels()[:-1].tolist()
     errors = lazy_scenes.errors(pipe, names, args.searched, seed)
-    return searched(times, errors, dict.fromkeys(names, 1.0), round((1 - share) * len(names) * len(times)))
-
-
-def rows(schedule: Schedule) -> list[int]:
-    """For every step, how often the denoiser sees a picture: twice where it is guided."""
-    (low, high), guided = schedule.interval, schedule.guidance != 1
-    return [1 + (guided and low <= t <= high) for t in schedule.levels()[:-1].tolist()]
+    costs = dict.fromkeys(names, [1.0] * len(times))
+    return searched(times, errors, costs, round((1 - share) * len(names) * len(times)))
 
 
 def shortened(schedule: Schedule, steps: int) -> Schedule:
@@ -173,14 +170,14 @@ def shortened(schedule: Schedule, steps: int) -> Schedule:
 
 def as_many_calls(schedule: Schedule, plan: Plan) -> tuple[Schedule, float]:
     """The same with the fewest steps that make no fewer calls than ``plan``, and its share of all calls."""
-    full = rows(schedule)
+    full = lazy_scenes.rows(schedule)
     rests = [sum(row[i] for row in plan.skips.values()) / len(plan.skips) for i in range(len(full))]
     # the step where guidance begins has nothing kept
     wanted = sum(n * (1 - rest * (n <= before)) for n, rest, before in zip(full, rests, [0, *full]))
     for steps in range(1, len(full)):
         fewer = shortened(schedule, steps)
-        if sum(rows(fewer)) >= wanted - 1e-6:
-            return fewer, sum(rows(fewer)) / sum(full)
+        if sum(lazy_scenes.rows(fewer)) >= wanted - 1e-6:
+            return fewer, sum(lazy_scenes.rows(fewer)) / sum(full)
     return schedule, 1.0
 
 
@@ -194,13 +191,17 @@ def measured(
     arm: tuple[str, str, int, float, float], seed: int, pipe: Pipeline, kept: Kept, args: Args
 ) -> dict[str, float]:
     _, kind, steps, share, rho = arm
+    pipe = copy(pipe)  # whose schedule changes
     if not pipe.schedule.times:
         pipe.schedule = replace(pipe.schedule, steps=steps)
     full, calls, drawing = near(pipe, seed, args), Calls(decided={}), pipe
     ran = 1.0
     if kind == "fewer":
-        seen = kept(pipe, seed, rho)[1] if share < 0.5 else None
-        pipe.schedule, ran = as_many_calls(pipe.schedule, plan_of(kind, pipe, share, seen, args))
+        if pipe.schedule.times:
+            plan = search(pipe, share, seed, args)
+        else:
+            plan = plan_of(kind, pipe, share, kept(pipe, seed, rho)[1] if share < 0.5 else None, args)
+        pipe.schedule, ran = as_many_calls(pipe.schedule, plan)
     elif kind != "full":
         drawing = Lazily(pipe, decided(kind, seed, pipe, share, rho, kept, args), calls)
     found = {"distance": (near(drawing, seed, args) - full).abs().mean().item()}
@@ -241,6 +242,25 @@ def decided(kind: str, seed: int, pipe: Pipeline, share: float, rho: float, kept
     return Lazy(pipe.transformer, by)
 
 
+def refused(arm: tuple[str, str, int, float, float], schedule: Schedule, args: Args) -> None:
+    """ValueError for a laziness that an arm cannot have, before anything is trained."""
+    name, kind, steps, share, _ = arm
+    if kind in ("cache", "first", "full", "alternating"):
+        return
+    if schedule.times:
+        if kind in LEARNED:
+            raise ValueError(f"--arms: {name} needs gates; {args.model} has {steps} steps of its own")
+        most = (steps - 1) / steps
+    else:
+        most = lazy_scenes.reachable(replace(schedule, steps=steps))
+        if kind in ("attn", "mlp"):
+            most /= len(args.branches)
+        elif kind == "fewer" and share == 0.5:
+            return  # than ``alternating``
+    if kind != "own" and not 0 < share <= most + 1e-6:
+        raise ValueError(f"--laziness {share:g}: {name} can let {most:.3g} of all calls rest at most")
+
+
 def main(args: Args) -> None:
     if unknown := [arm for arm in args.arms if arm not in KINDS]:
         raise ValueError(f"--arms {unknown[0]}: expected some of {', '.join(KINDS)}")
@@ -249,10 +269,8 @@ def main(args: Args) -> None:
     pipe = Pipeline.from_pretrained(args.model).to(choose(args.device))
     if pipe.schedule.times:
         args = replace(args, sampled=(len(pipe.schedule.times),))
-        if learned := [a for a in names_of(args) if a[1] in LEARNED or (a[1] == "fewer" and a[3] < 0.5)]:
-            raise ValueError(
-                f"--arms: {learned[0][0]} needs gates; {args.model} has {args.sampled[0]} steps of its own"
-            )
+    for arm in names_of(args):
+        refused(arm, pipe.schedule, args)
     for network in pipe.components.values():
         network.requires_grad_(False)
     arms, kept = {arm[0]: arm for arm in names_of(args)}, Kept(args)

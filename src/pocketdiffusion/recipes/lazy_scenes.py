@@ -3,8 +3,9 @@
     pocket train lazy_scenes                                             # the shipped pipeline, 50 steps
     pocket train lazy_scenes --steps-sampled 20 --laziness 0.2 0.4
     pocket train lazy_scenes --branches "blocks.*.attn" "blocks.*.cross" "blocks.*.mlp"      # ours: all kinds
-    pocket costs scenes --batch 2 -o out/costs.json                      # batch 2: with guidance
-    pocket train lazy_scenes --steps-sampled 20 --costs out/costs.json --budget-ms 300       # a search
+    pocket costs scenes -o out/one.json
+    pocket costs scenes --batch 2 -o out/two.json                        # two rows: where it is guided
+    pocket train lazy_scenes --steps-sampled 20 --costs out/one.json out/two.json --budget-ms 300
 
 Only gates train, for a few hundred steps, by LazyDiT's scheme of two adjacent levels (methods/gates.py);
 self-attention and feed-forward may rest, as in the paper. Then the gated pipeline draws --looked prompts, and
@@ -27,7 +28,7 @@ from pathlib import Path
 import torch
 
 from ..compress import ops
-from ..compress.costs import Costs
+from ..compress.costs import Costs, merged
 from ..compress.lazy import ByGates, Calls, Lazy, Plan, measured, ranked, searched
 from ..data.scenes import TRAIN_WORLD, Scenes
 from ..device import bf16, choose
@@ -37,7 +38,7 @@ from ..disk import save_tensors
 from ..eval.plots import heat
 from ..methods.gates import LearnGates
 from ..nn.gate import Gates, branches, widths
-from ..pipeline import Pipeline
+from ..pipeline import Pipeline, Schedule
 from ..train import spread
 from ..train.fit import Run, fit
 from ..types import Denoiser
@@ -55,7 +56,7 @@ class Args:
     laziness: tuple[float, ...] = (0.2, 0.4)  # a plan for each
     rho: float = 3e-5  # weight of being computed, of every kind of branch; between all rest and none
     looked: int = 64  # prompts that plans are read off
-    costs: Path | None = None  # a table of pocket costs: plans are searched
+    costs: tuple[Path, ...] = ()  # tables of pocket costs: plans are searched
     budget_ms: tuple[float, ...] = ()  # with --costs: of all the denoiser's calls for one picture
     precision: str = "fp32"  # of the table's rows
     searched: int = 4  # pictures of a search
@@ -131,46 +132,53 @@ def errors(pipe: Pipeline, names: list[str], pictures: int, seed: int) -> dict[t
     return measured(pipe.transformer, names, schedule.levels()[:-1].tolist(), walking(pipe, x, captions))
 
 
-def milliseconds(pipe: Pipeline, names: list[str], args: Args) -> tuple[dict[str, float], float]:
-    """By the table: a call of each branch, and all else in a call of the denoiser."""
-    assert args.costs
-    table, guided = Costs.load(args.costs), pipe.schedule.guidance != 1
-    example = pipe.transformer.example(1 + guided, pipe.device)
-    found = {
-        call.name: table(call.op, call.shapes, args.precision).ms
-        for call in ops.calls(pipe.transformer, example, ["", *names])
-    }
-    whole = found.pop("")
-    return found, max(0.0, whole - sum(found.values()))
+def rows(schedule: Schedule) -> list[int]:
+    """For every step, how often the denoiser sees a picture: twice where it is guided."""
+    (low, high), guided = schedule.interval, schedule.guidance != 1
+    return [1 + (guided and low <= t <= high) for t in schedule.levels()[:-1].tolist()]
+
+
+def reachable(schedule: Schedule) -> float:
+    """How much of all calls gates can let rest: every second step, but not where guidance begins."""
+    seen = rows(schedule)
+    return sum(seen[i] <= seen[i - 1] for i in range(1, len(seen), 2)) / len(seen)
+
+
+def milliseconds(pipe: Pipeline, names: list[str], args: Args) -> tuple[dict[str, list[float]], float]:
+    """By the tables: a call of each branch at every step, and all else in all of the denoiser's calls."""
+    tables, batches = merged([Costs.load(path) for path in args.costs]), rows(pipe.schedule)
+    costs: dict[str, dict[int, float]] = {name: {} for name in ["", *names]}
+    for batch in sorted(set(batches)):
+        try:
+            for call in ops.calls(pipe.transformer, pipe.transformer.example(batch, pipe.device), costs):
+                costs[call.name][batch] = tables(call.op, call.shapes, args.precision).ms
+        except ValueError as error:
+            told = f"pocket costs {args.model} --batch {batch} --precision {args.precision} measures it"
+            raise ValueError(f"--costs: {error}; {told}") from None
+    whole, found = costs.pop(""), {name: [ms[n] for n in batches] for name, ms in costs.items()}
+    return found, max(0.0, sum(whole[n] for n in batches) - sum(map(sum, found.values())))
 
 
 def searches(pipe: Pipeline, args: Args) -> dict[str, Plan]:
     """A plan for every budget."""
+    if pipe.schedule.sampler == "heun":
+        raise ValueError(f"--model {args.model}: heun calls the denoiser twice in a step, expected one call")
     names, times = branches(pipe.transformer, args.branches), pipe.schedule.levels()[:-1].tolist()
-    try:
-        costs, rest = milliseconds(pipe, names, args)
-    except ValueError as error:
-        batch = " --batch 2" if pipe.schedule.guidance != 1 else ""
-        raise ValueError(f"--costs {args.costs}: {error}; make it by pocket costs{batch}") from None
-    full = len(times) * (rest + sum(costs.values()))
+    costs, rest = milliseconds(pipe, names, args)
+    full = rest + sum(map(sum, costs.values()))
     if any(not 0 < ms < full for ms in args.budget_ms):
         raise ValueError(f"--budget-ms: expected more than 0 and less than {full:.4g}, what all calls take")
     found, made = errors(pipe, names, args.searched, args.seed), {}
+    least = full - sum(costs[name][step] for name, step in found)
     for ms in args.budget_ms:
-        try:
-            made[f"{ms:g}ms"] = searched(times, found, costs, ms - len(times) * rest)
-        except ValueError:
-            raise ValueError(
-                f"--budget-ms {ms:g}: what never rests takes {full - most(found, costs):.4g} ms"
-            ) from None
-        saved = sum(costs[name] * sum(row) for name, row in made[f"{ms:g}ms"].skips.items())
+        if ms < least:
+            raise ValueError(f"--budget-ms {ms:g}: what never rests takes {least:.6g} ms")
+        plan = made[f"{ms:g}ms"] = searched(times, found, costs, ms - rest)
+        saved = sum(
+            costs[name][i] for name, row in plan.skips.items() for i, rests in enumerate(row) if rests
+        )
         print(f"{full:.4g} ms without rests, {full - saved:.4g} ms with")
     return made
-
-
-def most(found: dict[tuple[str, int], float], costs: dict[str, float]) -> float:
-    """ms of everything that can rest."""
-    return sum(costs[name] for name, _ in found)
 
 
 def where(skips: Mapping[str, Sequence[bool]]) -> str:
@@ -219,6 +227,11 @@ def main(args: Args) -> None:
     if args.steps_sampled != pipe.schedule.steps:
         pipe.plans = {}  # they are for other times
     pipe.schedule = replace(pipe.schedule, steps=args.steps_sampled)
+    if not args.costs and max(args.laziness) > (most := reachable(pipe.schedule)) + 1e-6:
+        raise ValueError(
+            f"--laziness {max(args.laziness):g}: gates let every second step rest, but not where guidance"
+            f" begins: at most {most:g} of {args.steps_sampled} steps"
+        )
     made = searches(pipe, args) if args.costs else learned(pipe, args)
     if spread.rank():
         return
