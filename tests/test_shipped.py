@@ -16,12 +16,13 @@ from pocketdiffusion.data.scenes import EVAL_WORLD, Scenes
 from pocketdiffusion.eval.compose import PROMPTS, evaluate
 from pocketdiffusion.eval.detection import accuracy
 from pocketdiffusion.eval.reconstruction import ratio
-from pocketdiffusion.pipeline import SHIPPED, Pipeline, find
+from pocketdiffusion.pipeline import SHIPPED, Pipeline, find, supernet
 from pocketdiffusion.recipes.h3ae_scenes import WORLD, measured
 from pocketdiffusion.recipes.snapgen_claims import equal
 from pocketdiffusion.rewards.scenes import SceneDetector
 
 pytestmark = pytest.mark.slow
+LEAST = {"tiny": 0.35, "small": 0.4, "full": 0.7}  # of the colours, by width of ``elastic``
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,8 @@ def pipe():
 
 def test_all_that_ships_is_small():
     files = [p for p in SHIPPED.rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) < 31e6
+    assert sum(p.stat().st_size for p in files) < 40e6
+    assert sum(p.stat().st_size for p in (SHIPPED / "elastic").rglob("*") if p.is_file()) < 12e6
     assert sum(p.stat().st_size for p in (SHIPPED / "scenes_video").rglob("*") if p.is_file()) < 6e6
     assert {p.suffix for p in files} <= {".json", ".safetensors", ".md"}
     assert (SHIPPED / "scenes" / "README.md").exists()
@@ -101,6 +103,23 @@ def test_the_student_beats_its_teacher_at_equal_cost(pipe):
     assert scores[0] >= 0.9 and scores[0] > scores[1] + 0.3
 
 
+def test_every_width_draws_and_a_smaller_one_is_cheaper():
+    """A third of the colours each; docs/results.md has the whole."""
+    easy = [p for p in PROMPTS if p.category == "colors"][::3]
+    pipes = {w: Pipeline.from_pretrained("elastic", width=w) for w in supernet("elastic").config.names}
+    assert list(pipes) == ["tiny", "small", "full"]
+    costs = {width: picture(pipe) for width, pipe in pipes.items()}
+
+    def draws(pipe):
+        return lambda texts, seeds: pipe.sample(texts, first=seeds[0])
+
+    for width, pipe in pipes.items():
+        drawn = evaluate(draws(pipe), SceneDetector(), 1, easy, 20)
+        assert drawn.overall >= LEAST[width], width
+        assert costs[width].calls == 4 and pipe.schedule.guidance == 1
+    assert costs["tiny"].macs < costs["small"].macs < costs["full"].macs / 2
+
+
 def test_the_command_is_quick_and_repeatable(tmp_path):
     for name in "ab":
         argv = [sys.executable, "-m", "pocketdiffusion", "generate", "two green stars", "-o", f"{name}.png"]
@@ -114,6 +133,7 @@ def test_the_model_card_names_its_recipe():
         "scenes": ("scenes_teacher", "scenes_decoder", "SceneEval"),
         "scenes_video": ("h3ae_scenes", "dB"),
         "snapgen_scenes": ("snapgen_scenes_path", "dmd_scenes", "SceneEval"),
+        "elastic": ("elastic_scenes", "elastic_scenes_4step", "kdmd_scenes", "SceneEval"),
     }
     for name, words in named.items():
         card = Path(SHIPPED / name / "README.md").read_text()

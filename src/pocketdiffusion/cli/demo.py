@@ -45,8 +45,8 @@ class Args:
     """A shipped pipeline's name or a folder."""
     teacher: str = "scenes"
     """The pipeline of many steps beside it, which is also sampled lazily and corrected; empty: none."""
-    elastic: str = ""
-    """An elastic pipeline (pocket train elastic_scenes), whose widths are compared; empty: none."""
+    elastic: str = "elastic"
+    """An elastic pipeline: a shipped name or a folder, whose widths are compared; empty: none."""
     train_steps: int = 600
     """Steps of the small model that is trained live."""
     prompts: int = 6
