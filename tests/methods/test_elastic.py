@@ -137,7 +137,7 @@ def test_all_widths_follow_a_few_step_teacher():
     """x and v of a row are those of one of its levels; a batch that is no walk is refused."""
     net = noisy(Supernet(CONFIG))
     levels = (1.0, 0.7, 0.4)
-    method = ElasticSteps(net, CONFIG.names, embed, list(net.parameters()), levels)
+    method = ElasticSteps(net, CONFIG.names, embed, list(net.parameters()), levels=levels)
     walks = torch.randn(5, 3, 2, 4, 8, 8)
     torch.manual_seed(1)
     at = method.point(Batch(walks, ["x"] * 5))

@@ -159,17 +159,8 @@ class ElasticSteps(Elastic):
     s_(K-1), without the final 0. The other arguments are Elastic's; there is no ``teacher`` to ask.
     """
 
-    def __init__(
-        self,
-        net: Nested,
-        widths: Sequence[str],
-        embed: Embed,
-        parameters: Sequence[nn.Parameter],
-        levels: Sequence[float],
-        inner: float = 0.5,
-        subs: int = 1,
-    ):
-        super().__init__(net, widths, embed, parameters, inner=inner, subs=subs)
+    def __init__(self, *args: Any, levels: Sequence[float], **options: Any):
+        super().__init__(*args, **options)
         self.levels = few_step(levels)[:-1].float()
 
     def point(self, batch: Batch) -> Point:

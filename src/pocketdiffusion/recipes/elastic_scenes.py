@@ -7,8 +7,9 @@
 
 Every step trains the full width and one of the others on the same noise (methods/elastic.py); the teacher's
 prediction is weighed by the timestep-aware scaling, as in SnapGen. Text encoder and autoencoder are the
-teacher's. After 6,000 steps the widths place things without drawing their outlines (docs/results.md): more
-are needed. Ends with the held-out flow loss of each width, and OUT/pipeline, in which one file holds all:
+teacher's. After 6,000 steps the widths place things without drawing their outlines (docs/results.md):
+elastic_scenes_4step goes on from there, as it did for ``elastic``, which ships. Ends with the held-out flow
+loss of each width, and OUT/pipeline, in which one file holds all:
 
     pocket generate "two green stars" --model runs/elastic_scenes/pipeline --width small
 """

@@ -80,7 +80,8 @@ def main(args: Args) -> None:
     net, half = elastic(args.student, "--student").to(few.device).train(), bf16(few.device, args.bf16)
     torch.manual_seed(args.seed)
     read, owned = reads(base.text_encoder, False), list(net.parameters())
-    method = ElasticSteps(net, net.config.names, read, owned, few.schedule.times or (), args.inner, args.subs)
+    levels, told = few.schedule.times or (), {"inner": args.inner, "subs": args.subs}
+    method = ElasticSteps(net, net.config.names, read, owned, levels=levels, **told)
     pipe = Pipeline(net, base.text_encoder, base.vae, few.schedule, base.decoder)
     pipe.teacher = few.teacher
     hooks = [every(args.look, shown(pipe, net, args.seed))] if args.look else []

@@ -214,8 +214,9 @@ def along(calls: Calls) -> dict[str, float]:
     """How much lazier each kind of branch is in the first half of the depth than in the second."""
     shares: dict[str, dict[int, list[float]]] = {}
     for (name, _), rested in (calls.decided or {}).items():
-        block = int(next(word for word in name.split(".") if word.isdecimal()))
-        shares.setdefault(name.rpartition(".")[2], {}).setdefault(block, []).append(fmean(rested))
+        blocks = [int(word) for word in name.split(".") if word.isdecimal()]
+        if blocks:
+            shares.setdefault(name.rpartition(".")[2], {}).setdefault(blocks[0], []).append(fmean(rested))
     found = {}
     for kind, by_block in shares.items():
         along = [fmean(by_block[block]) for block in sorted(by_block)]

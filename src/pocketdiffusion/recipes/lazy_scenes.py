@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -172,7 +173,8 @@ def searches(pipe: Pipeline, args: Args) -> dict[str, Plan]:
     least = full - sum(costs[name][step] for name, step in found)
     for ms in args.budget_ms:
         if ms < least:
-            raise ValueError(f"--budget-ms {ms:g}: what never rests takes {least:.6g} ms")
+            told = ceil(100 * least) / 100  # a budget that can be kept
+            raise ValueError(f"--budget-ms {ms:g}: what never rests takes {told:g} ms")
         plan = made[f"{ms:g}ms"] = searched(times, found, costs, ms - rest)
         saved = sum(
             costs[name][i] for name, row in plan.skips.items() for i, rests in enumerate(row) if rests

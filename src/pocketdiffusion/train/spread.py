@@ -9,13 +9,14 @@ Every process draws its own batch (rank is part of the seed) and holds the whole
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
 def rank() -> int:
@@ -62,30 +63,15 @@ def average(parameters: Sequence[nn.Parameter]) -> None:
 
 def agreed(numbers: dict[str, Any]) -> dict[str, Any]:
     """The floats of a nested dict, averaged over all processes; what else there is, is each one's own."""
-    found: list[float] = []
-
-    def gathered(at: dict[str, Any]) -> None:
-        for key in sorted(at):
-            if isinstance(at[key], dict):
-                gathered(at[key])
-            elif isinstance(at[key], float):
-                found.append(at[key])
-
-    def with_means(at: dict[str, Any], means: Iterator[float]) -> dict[str, Any]:
-        made = dict(at)
-        for key in sorted(at):
-            if isinstance(at[key], dict):
-                made[key] = with_means(at[key], means)
-            elif isinstance(at[key], float):
-                made[key] = next(means)
-        return made
-
-    gathered(numbers)
-    if world() == 1 or not found:
+    leaves, form = tree_flatten(numbers)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, float)]
+    if world() == 1 or not places:
         return numbers
-    sums = torch.tensor(found, dtype=torch.float64)
+    sums = torch.tensor([leaves[i] for i in places], dtype=torch.float64)
     dist.all_reduce(sums)
-    return with_means(numbers, iter((sums / world()).tolist()))
+    for i, mean in zip(places, (sums / world()).tolist()):
+        leaves[i] = mean
+    return tree_unflatten(leaves, form)
 
 
 def agree(tensors: Sequence[Tensor]) -> None:
